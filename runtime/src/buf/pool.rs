@@ -1,0 +1,204 @@
+//! The shard's receive buffers. The kernel picks one for each receive; its owner returns it.
+//!
+//! One arena holds all buffers. On io_uring they are offered to the kernel through a provided
+//! buffer ring (since Linux 5.19); on epoll they stand in a list. Either way a buffer that is
+//! taken becomes a [`PoolBuffer`], whose drop returns it: exactly once, on every path.
+//!
+//! The arena is mapped, not allocated, so that a buffer never used costs no memory.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
+
+use crate::sys::Mapping;
+
+/// The one buffer group that a shard registers.
+pub(crate) const GROUP: u16 = 0;
+
+#[derive(Debug)]
+pub(crate) struct Pool {
+    arena: Mapping,
+    bytes_each: u32,
+    count: u16,
+    /// Buffers that are neither lent nor, as far as completions have told, filled by the kernel.
+    free: Cell<u16>,
+    offer: Offer,
+}
+
+/// Where free buffers wait.
+#[derive(Debug)]
+enum Offer {
+    /// In the ring that the kernel takes from. The tail is published once a turn.
+    Ring { entries: Mapping, tail: Cell<u16> },
+    /// In a list that `take` takes from.
+    List(RefCell<Vec<u16>>),
+}
+
+impl Pool {
+    /// A pool for the epoll driver.
+    pub(crate) fn listed(count: u16, bytes_each: u32) -> io::Result<Rc<Pool>> {
+        let free = (0..count).rev().collect();
+        Ok(Rc::new(Pool {
+            arena: Mapping::new(count as usize * bytes_each as usize)?,
+            bytes_each,
+            count,
+            free: Cell::new(count),
+            offer: Offer::List(RefCell::new(free)),
+        }))
+    }
+
+    /// A pool registered with a ring. The caller keeps it until the ring no longer uses it.
+    pub(crate) fn registered(
+        submitter: &Submitter<'_>,
+        count: u16,
+        bytes_each: u32,
+    ) -> io::Result<Rc<Pool>> {
+        assert!(count.is_power_of_two(), "the kernel takes powers of two only");
+        let entries = Mapping::new(count as usize * size_of::<BufRingEntry>())?;
+        let arena = Mapping::new(count as usize * bytes_each as usize)?;
+        let address = entries.start().as_ptr() as u64;
+        // SAFETY: the mapping is page-aligned, holds `count` entries, and lives in the pool, which
+        // the driver keeps until the ring is gone.
+        unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0) }?;
+        let pool = Pool {
+            arena,
+            bytes_each,
+            count,
+            free: Cell::new(0),
+            offer: Offer::Ring { entries, tail: Cell::new(0) },
+        };
+        (0..count).for_each(|buffer| pool.put_back(buffer));
+        pool.publish();
+        Ok(Rc::new(pool))
+    }
+
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.bytes_each as usize
+    }
+
+    /// True while a receive that is armed now would find a buffer.
+    pub(crate) fn has_free(&self) -> bool {
+        self.free.get() > 0
+    }
+
+    /// Takes a buffer from the list; on a ring only the kernel takes.
+    pub(crate) fn take(&self) -> Option<u16> {
+        match &self.offer {
+            Offer::List(list) => list.borrow_mut().pop(),
+            Offer::Ring { .. } => None,
+        }
+    }
+
+    /// The writable bytes of a buffer taken from the list but not yet wrapped.
+    pub(crate) fn with_taken<R>(&self, buffer: u16, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        assert!(matches!(self.offer, Offer::List(_)) && buffer < self.count);
+        // SAFETY: `take` removed the buffer from the list, so that nobody else refers to it.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(self.address(buffer), self.bytes_each as usize)
+        };
+        fill(bytes)
+    }
+
+    /// Puts a buffer back that was taken but not wrapped.
+    pub(crate) fn untake(&self, buffer: u16) {
+        match &self.offer {
+            Offer::List(list) => list.borrow_mut().push(buffer),
+            Offer::Ring { .. } => unreachable!("only the kernel takes from a ring"),
+        }
+    }
+
+    /// Wraps a buffer that a completion has named.
+    pub(crate) fn lend(self: &Rc<Pool>, buffer: u16, length: u32) -> PoolBuffer {
+        assert!(buffer < self.count, "the kernel names only buffers of the ring");
+        assert!(length <= self.bytes_each, "the kernel fills no more than a buffer holds");
+        self.free.set(self.free.get().saturating_sub(1));
+        PoolBuffer { pool: Rc::clone(self), buffer, start: 0, end: length }
+    }
+
+    /// Shows the kernel the buffers returned since the last call.
+    pub(crate) fn publish(&self) {
+        if let Offer::Ring { entries, tail } = &self.offer {
+            let base = entries.start().as_ptr().cast::<BufRingEntry>();
+            // SAFETY: `base` is the first entry of the live, page-aligned mapping.
+            let shared = unsafe { BufRingEntry::tail(base) };
+            // SAFETY: the tail is an aligned u16 inside the mapping that the kernel reads too, so
+            // it is written atomically.
+            let shared = unsafe { AtomicU16::from_ptr(shared.cast_mut()) };
+            // Release: the kernel's load-acquire of the tail sees the entries written before.
+            shared.store(tail.get(), Ordering::Release);
+        }
+    }
+
+    fn put_back(&self, buffer: u16) {
+        self.free.set(self.free.get() + 1);
+        match &self.offer {
+            Offer::List(list) => list.borrow_mut().push(buffer),
+            Offer::Ring { entries, tail } => {
+                let index = (tail.get() & (self.count - 1)) as usize;
+                let base = entries.start().as_ptr().cast::<BufRingEntry>();
+                // SAFETY: the index is below `count`, so the entry lies inside the mapping.
+                let entry = unsafe { base.add(index) };
+                // SAFETY: the kernel reads entries below the published tail only, and this one is
+                // not below it: no more than `count` buffers exist.
+                let entry = unsafe { &mut *entry };
+                // Field by field: entry 0 holds the ring's tail in a field that must stay.
+                entry.set_addr(self.address(buffer) as u64);
+                entry.set_len(self.bytes_each);
+                entry.set_bid(buffer);
+                tail.set(tail.get().wrapping_add(1));
+            }
+        }
+    }
+
+    fn address(&self, buffer: u16) -> *mut u8 {
+        let offset = buffer as usize * self.bytes_each as usize;
+        debug_assert!(offset < self.arena.length());
+        // SAFETY: buffer < count, so that the offset lies inside the arena.
+        unsafe { self.arena.start().as_ptr().add(offset) }
+    }
+}
+
+/// One buffer of the shard's pool with the bytes received into it. Drop returns it.
+#[derive(Debug)]
+pub struct PoolBuffer {
+    pool: Rc<Pool>,
+    buffer: u16,
+    start: u32,
+    end: u32,
+}
+
+impl PoolBuffer {
+    /// Drops the first `count` bytes from view.
+    ///
+    /// # Panics
+    ///
+    /// If fewer bytes are left.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "advanced past the end of a received buffer");
+        self.start += count as u32;
+    }
+}
+
+impl Deref for PoolBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let length = (self.end - self.start) as usize;
+        // SAFETY: start <= end <= bytes_each, so the address stays inside the arena.
+        let first = unsafe { self.pool.address(self.buffer).add(self.start as usize) };
+        // SAFETY: the kernel has filled the bytes up to `end` and was lent the buffer no more;
+        // this value is the buffer's only owner until its drop returns it.
+        unsafe { std::slice::from_raw_parts(first, length) }
+    }
+}
+
+impl Drop for PoolBuffer {
+    fn drop(&mut self) {
+        self.pool.put_back(self.buffer);
+    }
+}

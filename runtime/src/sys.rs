@@ -1,0 +1,261 @@
+//! Thin, safe wrappers around the system calls that the runtime makes itself.
+//!
+//! Each one keeps the errno. Nothing here knows about tasks, shards or drivers.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The most bytes that one read or write system call transfers (`MAX_RW_COUNT` in the kernel).
+///
+/// Longer requests are cut: io_uring answers EINVAL from 2^31 on, and a length of 4 GiB would
+/// wrap to zero in the entry.
+pub const TRANSFER_BYTES_MAX: usize = 0x7fff_f000;
+
+/// Turns the answer of a system call into a result that keeps the errno.
+fn check(answer: libc::c_int) -> io::Result<u32> {
+    u32::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// As [`check`], for calls that answer with a byte count.
+fn check_size(answer: libc::ssize_t) -> io::Result<u32> {
+    u32::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// A counter in the kernel whose only use here is to end a wait.
+#[derive(Debug)]
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    pub(crate) fn new() -> io::Result<EventFd> {
+        // SAFETY: eventfd takes two integers and touches no memory of ours.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
+        // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+        Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    /// Makes the descriptor readable anew. Never blocks and never fails.
+    pub(crate) fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the buffer is eight readable bytes, as eventfd(2) asks.
+        let wrote = unsafe { libc::write(self.raw_fd(), one.as_ptr().cast(), one.len()) };
+        if wrote < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock {
+            // The counter stands at its maximum. A write that fails raises no event, so take the
+            // count away and write once more.
+            self.drain();
+            // SAFETY: as above.
+            unsafe { libc::write(self.raw_fd(), one.as_ptr().cast(), one.len()) };
+        }
+    }
+
+    fn drain(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: the buffer is eight writable bytes, as eventfd(2) asks.
+        unsafe { libc::read(self.raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Receives into `buffer` without waiting.
+pub fn recv(fd: RawFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    let length = buffer.len().min(TRANSFER_BYTES_MAX);
+    // SAFETY: the pointer and the length describe the caller's writable slice.
+    let count = check_size(unsafe {
+        libc::recv(fd, buffer.as_mut_ptr().cast(), length, flags | libc::MSG_DONTWAIT)
+    })?;
+    Ok(count as usize)
+}
+
+/// Sends from `buffer` without waiting and without raising SIGPIPE.
+pub fn send(fd: RawFd, buffer: &[u8]) -> io::Result<usize> {
+    let length = buffer.len().min(TRANSFER_BYTES_MAX);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointer and the length describe the caller's readable slice.
+    let count = check_size(unsafe { libc::send(fd, buffer.as_ptr().cast(), length, flags) })?;
+    Ok(count as usize)
+}
+
+/// Accepts one connection, non-blocking and closed on exec.
+pub fn accept(fd: RawFd) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: null address pointers mean that no address is wanted.
+    let accepted =
+        check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) })?;
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(accepted as RawFd) })
+}
+
+/// Takes and clears the pending error of a socket.
+pub fn take_socket_error(fd: RawFd) -> io::Result<()> {
+    let mut error: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value and its length are valid for writing and agree with each other.
+    check(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ERROR,
+            (&raw mut error).cast(),
+            &raw mut length,
+        )
+    })?;
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// What epoll reports of one descriptor.
+#[derive(Clone, Copy)]
+pub(crate) struct EpollEvent {
+    pub(crate) token: u64,
+    pub(crate) events: u32,
+}
+
+/// An epoll instance.
+#[derive(Debug)]
+pub(crate) struct EpollFd(OwnedFd);
+
+/// How many events one wait takes at most: bounds the work between two looks at the tasks.
+const EPOLL_EVENTS_MAX: usize = 512;
+
+impl EpollFd {
+    pub(crate) fn new() -> io::Result<EpollFd> {
+        // SAFETY: epoll_create1 takes an integer and touches no memory of ours.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+        Ok(EpollFd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    pub(crate) fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events, u64: token };
+        // SAFETY: the event is valid for the length of the call; the kernel copies it.
+        check(unsafe {
+            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event)
+        })?;
+        Ok(())
+    }
+
+    pub(crate) fn remove(&self, fd: RawFd) {
+        // A failure leaves nothing to do: the descriptor is about to be closed, and a late event
+        // carries a token that nobody knows any more.
+        // SAFETY: since Linux 2.6.9 the event pointer may be null for EPOLL_CTL_DEL.
+        unsafe {
+            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())
+        };
+    }
+
+    /// Waits for events and hands each to `take`. No timeout means: until something happens.
+    pub(crate) fn wait(
+        &self,
+        timeout: Option<Duration>,
+        mut take: impl FnMut(EpollEvent),
+    ) -> io::Result<()> {
+        let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EPOLL_EVENTS_MAX];
+        let count = self.wait_raw(timeout, &mut events)?;
+        for event in &events[..count] {
+            // SAFETY: the kernel has filled the first `count` events.
+            let event = unsafe { event.assume_init_read() };
+            take(EpollEvent { token: event.u64, events: event.events });
+        }
+        Ok(())
+    }
+
+    fn wait_raw(
+        &self,
+        timeout: Option<Duration>,
+        events: &mut [MaybeUninit<libc::epoll_event>],
+    ) -> io::Result<usize> {
+        let fd = self.0.as_raw_fd();
+        let capacity = events.len() as libc::c_int;
+        let pointer = events.as_mut_ptr().cast::<libc::epoll_event>();
+        let fine = timeout.is_some_and(|t| t.subsec_nanos() % 1_000_000 != 0);
+        if fine && !PWAIT2_MISSING.load(Ordering::Relaxed) {
+            let spec = timespec(timeout.unwrap_or(Duration::ZERO));
+            // SAFETY: pointer and capacity describe the writable slice; the time lives for the
+            // call; a null signal mask leaves the mask alone.
+            let answer = unsafe {
+                libc::syscall(
+                    libc::SYS_epoll_pwait2,
+                    fd,
+                    pointer,
+                    capacity,
+                    &raw const spec,
+                    std::ptr::null::<libc::sigset_t>(),
+                    0usize,
+                )
+            };
+            match check_size(answer as libc::ssize_t) {
+                // Linux before 5.11 lacks the call, and a seccomp filter may not know it.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                    PWAIT2_MISSING.store(true, Ordering::Relaxed);
+                }
+                other => return other.map(|count| count as usize),
+            }
+        }
+        // Rounded up: a timer is never early.
+        let millis =
+            timeout.map_or(-1, |t| t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32);
+        // SAFETY: pointer and capacity describe the writable slice.
+        let count = check(unsafe { libc::epoll_wait(fd, pointer, capacity, millis) })?;
+        Ok(count as usize)
+    }
+}
+
+/// Set once `epoll_pwait2` was found missing, so that it is not asked for again.
+static PWAIT2_MISSING: AtomicBool = AtomicBool::new(false);
+
+/// Longest wait handed to the kernel: a day. Longer ones would be cut or turned negative.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
+
+fn timespec(duration: Duration) -> libc::timespec {
+    let duration = duration.min(WAIT_MAX);
+    libc::timespec {
+        tv_sec: duration.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(duration.subsec_nanos() as i32),
+    }
+}
+
+/// Cuts a wait to what every kernel interface can express.
+pub(crate) fn clamp_wait(duration: Duration) -> Duration {
+    duration.min(WAIT_MAX)
+}
+
+/// A private anonymous mapping: page-aligned memory that costs nothing until it is touched.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+impl Mapping {
+    pub(crate) fn new(length: usize) -> io::Result<Mapping> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("mmap never returns the null page");
+        Ok(Mapping { start, length })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made with this length and this value is its only owner.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
