@@ -1,0 +1,30 @@
+//! Timers of one shard: a hierarchical wheel that is told the time, and the clock that tells it.
+//!
+//! The wheel is a plain data structure: it reads no clock, calls no waker and knows no task. The
+//! shard asks it for the next deadline before it sleeps, hands it the time once a turn, and wakes
+//! what it returns after the wheel is no longer borrowed, because a waker may be anybody's code.
+
+mod arena;
+mod clock;
+#[cfg(test)]
+mod tests;
+mod wheel;
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Waker;
+
+pub(crate) use arena::TimerKey;
+pub(crate) use clock::{Clock, ClockHold};
+pub(crate) use wheel::{NEVER, Registration, Timers};
+
+/// Wakes all, in order. A waker that panics does not keep the others from being woken.
+pub(crate) fn wake_all(woken: &mut Vec<Waker>) {
+    for waker in woken.drain(..) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            // The hook has printed the panic. The payload is leaked, since its drop may panic as
+            // well.
+            mem::forget(payload);
+        }
+    }
+}
