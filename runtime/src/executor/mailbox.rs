@@ -1,0 +1,247 @@
+//! A shard's inbox for wakes and closures from other threads, and the bell that ends its sleep.
+//!
+//! # The sleep flag
+//!
+//! A pusher first pushes, then looks whether the shard sleeps; a shard first says that it sleeps,
+//! then looks whether something was pushed. Each side stores one word and loads the other's, so each
+//! has a sequentially consistent fence in between: whichever fence comes second, its side sees what
+//! the other has stored, and no mail is slept through. Release and Acquire would not do.
+//!
+//! Among the pushers who find the shard asleep, one exchange decides who rings. N pieces of mail to
+//! a sleeping shard cost one write.
+//!
+//! # Closing
+//!
+//! The same argument with another word: the closer first says so, then empties the queue; a pusher
+//! pushes, then looks whether the box is closed, and if so empties it itself. No mail stays behind.
+
+use super::contain;
+use super::task::TaskRef;
+use crate::sync::counter::{AtomicU64, Ordering as CounterOrdering};
+use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, SegQueue, fence};
+use crate::sys::EventFd;
+
+use bell::Bell;
+
+/// Names a shard. Unique in the process and never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ShardId(u64);
+
+impl ShardId {
+    /// No shard has this name.
+    pub(super) const NOBODY: ShardId = ShardId(0);
+
+    /// A name that nobody had before.
+    pub(crate) fn next() -> ShardId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // 64 bits do not wrap in the lifetime of a process.
+        ShardId(NEXT.fetch_add(1, CounterOrdering::Relaxed))
+    }
+}
+
+/// A closure that runs on another shard.
+pub(crate) type Call = Box<dyn FnOnce() + Send>;
+
+/// One piece of mail.
+pub(super) enum Mail {
+    /// A task of this shard was woken or aborted; its header says which.
+    Wake(TaskRef),
+    Call(Call),
+    /// Ends the sleep, no more.
+    Ring,
+}
+
+/// The inbox. Any thread pushes, the owner takes.
+pub(crate) struct Mailbox {
+    shard: ShardId,
+    mail: SegQueue<Mail>,
+    /// [`AWAKE`], [`SLEEPING`] or [`NOTIFIED`].
+    sleep: AtomicU8,
+    closed: AtomicBool,
+    bell: Bell,
+}
+
+/// The shard will look at its mail before it sleeps.
+const AWAKE: u8 = 0;
+/// The shard sleeps, or is about to; who brings mail rings.
+const SLEEPING: u8 = 1;
+/// The shard sleeps, and somebody has taken it upon them to ring.
+const NOTIFIED: u8 = 2;
+
+impl Mailbox {
+    pub(crate) fn new(shard: ShardId, eventfd: EventFd) -> Arc<Mailbox> {
+        Arc::new(Mailbox {
+            shard,
+            mail: SegQueue::new(),
+            sleep: AtomicU8::new(AWAKE),
+            closed: AtomicBool::new(false),
+            bell: Bell::new(eventfd),
+        })
+    }
+
+    pub(crate) fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// What the shard's driver waits on.
+    pub(crate) fn eventfd(&self) -> &EventFd {
+        self.bell.eventfd()
+    }
+
+    /// Runs the closure on the shard at its next look into the mailbox, or drops it here and now if
+    /// the shard is closed.
+    pub(crate) fn push_call(&self, call: Call) {
+        self.push(Mail::Call(call));
+    }
+
+    /// Makes the shard take a turn, if only to look around.
+    pub(crate) fn ring(&self) {
+        self.push(Mail::Ring);
+    }
+
+    /// Never blocks and never waits for the owner.
+    pub(super) fn push(&self, mail: Mail) {
+        // A closed box stays closed, so this early look needs no ordering.
+        if self.closed.load(Ordering::Relaxed) {
+            return discard(mail);
+        }
+        self.mail.push(mail);
+        // Pairs with the fences in `prepare_sleep` and `close`.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            return self.discard_all();
+        }
+        self.ring_if_asleep();
+    }
+
+    fn ring_if_asleep(&self) {
+        // The plain load keeps the flag's cache line shared while the owner is awake.
+        let asleep = self.sleep.load(Ordering::Relaxed) == SLEEPING;
+        // Relaxed: the mail is ordered by its queue, the flag only elects who rings.
+        let elected = |sleep: &AtomicU8| {
+            let order = Ordering::Relaxed;
+            sleep.compare_exchange(SLEEPING, NOTIFIED, order, order).is_ok()
+        };
+        if asleep && elected(&self.sleep) {
+            self.bell.ring();
+        }
+    }
+
+    /// Announces that the owner is about to sleep. Answers whether it may: then [`awake`] follows
+    /// the sleep. Otherwise there is mail, and the owner counts as awake.
+    ///
+    /// [`awake`]: Mailbox::awake
+    #[must_use]
+    pub(crate) fn prepare_sleep(&self) -> bool {
+        self.sleep.store(SLEEPING, Ordering::Relaxed);
+        // Pairs with the fence in `push`. The one locked instruction of a sleep.
+        fence(Ordering::SeqCst);
+        let may_block = self.mail.is_empty();
+        if !may_block {
+            self.awake();
+        }
+        may_block
+    }
+
+    /// The owner is up and will look at its mail before it sleeps again.
+    pub(crate) fn awake(&self) {
+        // Relaxed: a pusher that still sees the sleep rings once too often, no more.
+        self.sleep.store(AWAKE, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mail.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.mail.len()
+    }
+
+    pub(super) fn take(&self) -> Option<Mail> {
+        self.mail.pop()
+    }
+
+    /// Drops all mail, here and, from now on, on the thread that brings it.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `push`.
+        fence(Ordering::SeqCst);
+        self.discard_all();
+    }
+
+    fn discard_all(&self) {
+        while let Some(mail) = self.mail.pop() {
+            discard(mail);
+        }
+    }
+}
+
+/// A closure's captures may panic when they are dropped; that is nobody's business here.
+fn discard(mail: Mail) {
+    contain(|| drop(mail));
+}
+
+#[cfg(not(loom))]
+mod bell {
+    use crate::sys::EventFd;
+
+    pub(super) struct Bell(EventFd);
+
+    impl Bell {
+        pub(super) fn new(eventfd: EventFd) -> Self {
+            Self(eventfd)
+        }
+
+        pub(super) fn ring(&self) {
+            self.0.signal();
+        }
+
+        pub(super) fn eventfd(&self) -> &EventFd {
+            &self.0
+        }
+    }
+}
+
+/// A bell that loom hears.
+#[cfg(loom)]
+mod bell {
+    use crate::sys::EventFd;
+    use loom::sync::Notify;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    pub(super) struct Bell {
+        eventfd: EventFd,
+        notify: Notify,
+        pub(super) rings: AtomicU32,
+    }
+
+    impl Bell {
+        pub(super) fn new(eventfd: EventFd) -> Self {
+            Self { eventfd, notify: Notify::new(), rings: AtomicU32::new(0) }
+        }
+
+        pub(super) fn ring(&self) {
+            self.rings.fetch_add(1, Ordering::Relaxed);
+            self.notify.notify();
+        }
+
+        pub(super) fn wait(&self) {
+            self.notify.wait();
+        }
+
+        pub(super) fn eventfd(&self) -> &EventFd {
+            &self.eventfd
+        }
+    }
+
+    impl super::Mailbox {
+        /// Sleeps until the bell rings.
+        pub(in crate::executor) fn wait_for_bell(&self) {
+            self.bell.wait();
+        }
+
+        pub(in crate::executor) fn rings(&self) -> u32 {
+            self.bell.rings.load(Ordering::Relaxed)
+        }
+    }
+}

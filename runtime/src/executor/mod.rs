@@ -1,0 +1,327 @@
+//! The executor: keeps the tasks of one shard, and polls those that are ready. It knows no I/O.
+//!
+//! # The life of a task
+//!
+//! ```text
+//!                 spawn
+//!                   |
+//!                   v            run
+//!    wake  +--> Scheduled --------------------> Running <------+
+//!          |        |  ^                         | | |         | wake
+//!          |  abort |  | woken while it ran      | | |         |
+//!          |        |  +-------------------------|-|-+---> RunningWoken
+//!          |        v            Pending         | |
+//!        Idle <---- | ---------------------------+ |  abort, then Pending
+//!          |        |                              +----> RunningDoomed --+
+//!    abort |        v       run                    |                      |
+//!          +----> Doomed ------> future dropped ---+ Ready, panic         |
+//!                                       ^          |                      |
+//!                                       |          v                      |
+//!                                       |       Complete                  |
+//!                                       +---------------------------------+
+//! ```
+//!
+//! # Rules
+//!
+//! 1. A task is polled, and its future dropped, on its owner's thread only, and dropped once. The
+//!    executor holds every uncompleted task, so no reference that is dropped elsewhere is the last.
+//! 2. `Local`, the run queue and the owner's part of `Refs` are touched by the owner's thread only.
+//!    Who asks whether it is the owner compares the task's [`ShardId`] with the thread's, which only
+//!    [`Executor::enter`] sets, and which is never used again after the shard.
+//! 3. Every other thread goes through `Remote` and the [`Mailbox`].
+//! 4. No borrow is held while the user's code runs: a poll, and the drop of a future, an output, a
+//!    waker or a closure. All of them may spawn, wake and abort. What they panic with is caught.
+//! 5. Once a task is complete its future is gone; whose the output is, `JoinState` says. Then the
+//!    executor lets go, and the memory is freed by whoever drops the last reference, wherever.
+//!
+//! # Why the mailbox is alive when a foreign waker uses it
+//!
+//! A task points to the mailbox without counting. Only a thread that turned the task's `Remote` from
+//! quiet to mailed follows the pointer. Before it pushes it takes a strong count of its own, so all
+//! that is to be shown is that the mailbox is alive until then. The thread has a reference to the
+//! task all the while. Let M be the moment it turned `Remote`.
+//!
+//! - `Remote` turns quiet again only when the owner takes the mail, hence after the push. And no
+//!   thread turns it after [`TaskPtr::retire`] did, for good. So `retire` comes after M.
+//! - Either `retire` finds `Remote` quiet. Then the mail was taken before, so the count was taken
+//!   before, and that while the executor had not yet retired the task: an executor retires all its
+//!   tasks before it drops its own strong count.
+//! - Or `retire` finds it mailed. Then it gives the task a strong count of its own, while the
+//!   executor still has one. The task keeps it until it is freed, and it is not freed before the
+//!   thread has given up its reference, after the push.
+//!
+//! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
+//! reference too; it is freed without a look at `Remote`.
+
+mod join;
+mod mailbox;
+mod queue;
+mod state;
+mod task;
+mod waker;
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use join::{AbortHandle, JoinError, JoinHandle};
+pub(crate) use mailbox::{Mailbox, ShardId};
+pub(crate) use queue::EnterGuard;
+pub(crate) use waker::RootWaker;
+
+use crate::sync::{Arc, Cell};
+use mailbox::Mail;
+use queue::Queue;
+use slab::Slab;
+use state::{Asked, Completion, Enqueue, Pause, Start};
+use std::any::Any;
+use std::cell::RefCell;
+use std::future::Future;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll};
+use task::{TaskPtr, TaskRef, UNLISTED};
+
+/// The tasks of one shard. Stays on its thread, and is used through shared references, also by the
+/// tasks it runs.
+pub(crate) struct Executor {
+    shard: ShardId,
+    mailbox: Arc<Mailbox>,
+    queue: Queue,
+    /// Every uncompleted task; being listed is being held.
+    tasks: RefCell<Slab<TaskPtr>>,
+    /// How many calls of `run` are on the stack.
+    runs: Cell<u32>,
+    closed: Cell<bool>,
+}
+
+impl Executor {
+    /// An executor for the shard that the mailbox belongs to.
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Executor {
+        Executor {
+            shard: mailbox.shard(),
+            mailbox,
+            queue: Queue::new(),
+            tasks: RefCell::new(Slab::new()),
+            runs: Cell::new(0),
+            closed: Cell::new(false),
+        }
+    }
+
+    /// Makes this executor the one at work on this thread, until the guard goes. Wakes of its tasks
+    /// are then cheap; outside they go through the mailbox, like those from other threads.
+    pub(crate) fn enter(&self) -> EnterGuard<'_> {
+        queue::enter(self.shard, &self.queue)
+    }
+
+    /// Queues a new task, and does not poll it. After [`Executor::close`] the future is dropped at
+    /// once, and the handle reports a cancelled task.
+    pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let task = TaskPtr::allocate(future, &self.mailbox);
+        // SAFETY: this takes over the reference that a new task has for its handle.
+        let handle = unsafe { TaskRef::adopt(task) };
+        if self.closed.get() {
+            task.header().local.seize();
+            self.cancel(task);
+        } else {
+            self.list(task);
+            self.queue.push(task);
+        }
+        // SAFETY: this is the reference made for the handle, and the output is that of the future.
+        unsafe { JoinHandle::new(handle) }
+    }
+
+    fn list(&self, task: TaskPtr) {
+        let index = self.tasks.borrow_mut().insert(task);
+        let index = u32::try_from(index).expect("fewer than 2^32 tasks on a shard");
+        task.header().index.set(index);
+    }
+
+    /// Polls ready tasks, first woken first, until `budget` have had their turn or none is ready.
+    /// Tasks that are woken meanwhile, also by themselves, are queued behind the others. Calls
+    /// `before_poll` before each. Answers how many had their turn.
+    pub(crate) fn run(&self, budget: u32, before_poll: impl Fn()) -> u32 {
+        let _entered = self.enter();
+        let _running = RunGuard::new(&self.runs);
+        for turns in 0..budget {
+            let Some(task) = self.queue.pop() else { return turns };
+            before_poll();
+            self.run_task(task);
+        }
+        budget
+    }
+
+    fn run_task(&self, task: TaskPtr) {
+        match task.header().local.start() {
+            Start::Poll => self.poll(task),
+            Start::Cancel => self.cancel(task),
+        }
+    }
+
+    fn poll(&self, task: TaskPtr) {
+        // SAFETY: the executor holds the task at least until the poll is over.
+        let waker = unsafe { waker::borrowed(task) };
+        let mut cx = Context::from_waker(&waker);
+        // SAFETY: this is the owner's thread, and `start` has found the task waiting for its poll.
+        match unsafe { task.poll(&mut cx) } {
+            Poll::Ready(()) => self.complete(task),
+            Poll::Pending => match task.header().local.pause() {
+                Pause::Wait => {}
+                Pause::Requeue => self.queue.push(task),
+                Pause::Cancel => self.cancel(task),
+            },
+        }
+    }
+
+    /// Ends a task that is in the executor's hands: running, but not being polled.
+    fn cancel(&self, task: TaskPtr) {
+        // SAFETY: this is the owner's thread, and the caller has the uncompleted task in hand.
+        unsafe { task.cancel() };
+        self.complete(task);
+    }
+
+    /// The task's output is stored: hands it on and lets go of the task.
+    fn complete(&self, task: TaskPtr) {
+        let header = task.header();
+        header.local.complete();
+        if header.index.get() != UNLISTED {
+            self.tasks.borrow_mut().remove(header.index.get() as usize);
+        }
+        match header.join.complete() {
+            // SAFETY: the handle has gone, so the output is the task's to drop.
+            Completion::DropOutput => unsafe { task.drop_output() },
+            Completion::LeaveOutput => {}
+            Completion::WakeHandle => {
+                // SAFETY: the field is filled, and the handle does not touch it any more.
+                let waker = unsafe { header.take_waker() };
+                contain(|| waker.wake());
+            }
+        }
+        // SAFETY: the task was just taken off the list by which the executor held it.
+        unsafe { task.retire() };
+    }
+
+    /// Takes the mail that is there: queues woken tasks and runs closures, in order. Answers how many
+    /// pieces there were.
+    pub(crate) fn take_mail(&self) -> u32 {
+        let _entered = self.enter();
+        // Only what is there now, so that a busy sender does not keep the shard from its turn.
+        let mut taken = 0;
+        for _ in 0..self.mailbox.len() {
+            let Some(mail) = self.mailbox.take() else { break };
+            match mail {
+                Mail::Wake(task) => self.deliver(task.ptr()),
+                Mail::Call(call) => contain(call),
+                Mail::Ring => {}
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    fn deliver(&self, task: TaskPtr) {
+        let header = task.header();
+        if header.local.is_complete() {
+            // `Remote` stays as it is, so that no more mail is sent.
+            return;
+        }
+        let enqueue = match header.remote.take() {
+            Asked::Wake => header.local.wake(),
+            Asked::Abort => header.local.abort(),
+        };
+        if enqueue == Enqueue::Now {
+            self.queue.push(task);
+        }
+    }
+
+    /// How many tasks are ready.
+    pub(crate) fn ready(&self) -> u32 {
+        self.queue.len()
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        self.ready() > 0
+    }
+
+    /// How many tasks are not complete.
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.borrow().len()
+    }
+
+    /// Ends everything: drops every future and all mail, and whatever these spawn, until nothing is
+    /// left. From now on what is spawned or sent is dropped at once. Does nothing the second time.
+    ///
+    /// # Panics
+    ///
+    /// If a task of this executor is being polled, as its future cannot be dropped.
+    pub(crate) fn close(&self) {
+        assert!(self.runs.get() == 0, "a runtime cannot be ended by one of its own tasks");
+        let _entered = self.enter();
+        if self.closed.replace(true) {
+            return;
+        }
+        self.seize_all();
+        self.mailbox.close();
+        // Nothing is listed any more, so the indexes of today are enough.
+        let end = self.tasks.borrow().capacity();
+        for index in 0..end {
+            let task = self.tasks.borrow().get(index).copied();
+            if let Some(task) = task {
+                self.cancel(task);
+            }
+        }
+        debug_assert_eq!(self.len(), 0);
+        debug_assert!(!self.has_ready());
+    }
+
+    /// Takes every task out of the run queue and sees to it that none comes back, since the queue
+    /// does not keep a task alive that is cancelled in it.
+    fn seize_all(&self) {
+        while self.queue.pop().is_some() {}
+        for (_, task) in self.tasks.borrow().iter() {
+            task.header().local.seize();
+        }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Counts a call of `run` while it is on the stack.
+struct RunGuard<'a>(&'a Cell<u32>);
+
+impl<'a> RunGuard<'a> {
+    fn new(runs: &'a Cell<u32>) -> Self {
+        runs.set(runs.get() + 1);
+        Self(runs)
+    }
+}
+
+impl Drop for RunGuard<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Runs the user's code where there is nobody to tell of its panic. The panic hook has told already.
+fn contain(code: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
+        bury(payload);
+    }
+}
+
+/// Drops a panic's payload. If that panics too, the payload of that panic is leaked: somewhere this
+/// has to end.
+fn bury(payload: Box<dyn Any + Send>) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(payload);
+    }
+}

@@ -1,0 +1,381 @@
+//! A task: one allocation for its state, its future and, later, its output.
+//!
+//! The future and the output share their place. The future is there until the executor completes
+//! the task, on the owner thread; then the output is, until the handle takes it, or whoever
+//! [`JoinState`] names drops it. When the memory goes, on whatever thread, both are gone.
+
+use super::contain;
+use super::join::JoinError;
+use super::mailbox::{Mailbox, ShardId};
+use super::queue::is_current;
+use super::state::{JoinState, Local, Refs, Released, Remote, Retire};
+use crate::sync::{Arc, Cell, UnsafeCell};
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::task::{Context, Poll, Waker};
+
+/// What every task has, whatever its future. 64 bytes: one cache line.
+#[repr(C)]
+pub(super) struct Header {
+    vtable: &'static VTable,
+    /// The owner.
+    pub(super) shard: ShardId,
+    /// Only for the thread that is to send mail; the module's text says why it is alive then.
+    pub(super) mailbox: *const Mailbox,
+    /// The one behind in the run queue. The owner's.
+    pub(super) next: Cell<Option<TaskPtr>>,
+    /// The waker of who awaits the handle. `join` says whose it is and whether it is filled.
+    pub(super) waker: UnsafeCell<MaybeUninit<Waker>>,
+    pub(super) refs: Refs,
+    /// Where the executor lists the task, or [`UNLISTED`]. The owner's.
+    pub(super) index: Cell<u32>,
+    pub(super) local: Local,
+    pub(super) remote: Remote,
+    pub(super) join: JoinState,
+    /// A strong count of the mailbox goes when the memory goes. Set by the owner while it holds the
+    /// task, read by whoever frees it.
+    holds_mailbox: Cell<bool>,
+}
+
+/// The executor has the task on no list.
+pub(super) const UNLISTED: u32 = u32::MAX;
+
+#[repr(C)]
+struct Task<F: Future> {
+    header: Header,
+    stage: UnsafeCell<Stage<F>>,
+}
+
+union Stage<F: Future> {
+    future: ManuallyDrop<F>,
+    output: ManuallyDrop<Output<F>>,
+}
+
+type Output<F> = Result<<F as Future>::Output, JoinError>;
+
+/// What only the one who knows the future's type can do.
+struct VTable {
+    poll: unsafe fn(TaskPtr, &mut Context<'_>) -> Poll<()>,
+    cancel: unsafe fn(TaskPtr),
+    take_output: unsafe fn(TaskPtr, *mut ()),
+    drop_output: unsafe fn(TaskPtr),
+    free: unsafe fn(TaskPtr),
+}
+
+impl<F: Future> Task<F> {
+    const VTABLE: VTable = VTable {
+        poll: Self::poll,
+        cancel: Self::cancel,
+        take_output: Self::take_output,
+        drop_output: Self::drop_output,
+        free: Self::free,
+    };
+
+    /// # Safety
+    /// The task must have been allocated for `F`, and be alive for as long as the answer is used.
+    unsafe fn stage<'a>(task: TaskPtr) -> &'a UnsafeCell<Stage<F>> {
+        // SAFETY: the task is alive and of this type, and the pointer came from its allocation.
+        &unsafe { task.0.cast::<Self>().as_ref() }.stage
+    }
+
+    /// # Safety
+    /// As for [`TaskPtr::poll`].
+    unsafe fn poll(task: TaskPtr, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: the vtable belongs to this type, and the executor holds the task.
+        let stage = unsafe { Self::stage(task) };
+        stage.with_mut(|stage| {
+            // SAFETY: only the owner thread reaches the stage of an uncompleted task.
+            let stage = unsafe { &mut *stage };
+            // SAFETY: the task is uncompleted, so the future is there.
+            let future: &mut F = unsafe { &mut stage.future };
+            // SAFETY: the task stays where it was allocated until the future has been dropped.
+            let future = unsafe { Pin::new_unchecked(future) };
+            let output = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(output)) => Ok(output),
+                Err(payload) => Err(JoinError::panic(payload)),
+            };
+            // SAFETY: the future is still there, and replaced below.
+            contain(|| unsafe { ManuallyDrop::drop(&mut stage.future) });
+            stage.output = ManuallyDrop::new(output);
+            Poll::Ready(())
+        })
+    }
+
+    /// # Safety
+    /// As for [`TaskPtr::cancel`].
+    unsafe fn cancel(task: TaskPtr) {
+        // SAFETY: the vtable belongs to this type, and the executor holds the task.
+        let stage = unsafe { Self::stage(task) };
+        stage.with_mut(|stage| {
+            // SAFETY: only the owner thread reaches the stage of an uncompleted task.
+            let stage = unsafe { &mut *stage };
+            // SAFETY: the task is uncompleted, so the future is there; it is replaced below.
+            let drop_future = || unsafe { ManuallyDrop::drop(&mut stage.future) };
+            let error = match catch_unwind(AssertUnwindSafe(drop_future)) {
+                Ok(()) => JoinError::cancelled(),
+                Err(payload) => JoinError::panic(payload),
+            };
+            stage.output = ManuallyDrop::new(Err(error));
+        });
+    }
+
+    /// # Safety
+    /// As for [`TaskPtr::take_output`], and `into` points to room for an `Output<F>`.
+    unsafe fn take_output(task: TaskPtr, into: *mut ()) {
+        // SAFETY: the vtable belongs to this type, and the caller has a reference.
+        let stage = unsafe { Self::stage(task) };
+        stage.with_mut(|stage| {
+            // SAFETY: the task is complete and the caller alone may reach the output.
+            let stage = unsafe { &mut *stage };
+            // SAFETY: the task is complete, so the output is there, and it is taken only once.
+            let output = unsafe { ManuallyDrop::take(&mut stage.output) };
+            // SAFETY: the caller made room for it.
+            unsafe { into.cast::<Output<F>>().write(output) };
+        });
+    }
+
+    /// # Safety
+    /// As for [`TaskPtr::drop_output`].
+    unsafe fn drop_output(task: TaskPtr) {
+        // SAFETY: the vtable belongs to this type, and the caller has or holds the task.
+        let stage = unsafe { Self::stage(task) };
+        stage.with_mut(|stage| {
+            // SAFETY: the task is complete and the caller alone may reach the output.
+            let stage = unsafe { &mut *stage };
+            // SAFETY: the task is complete, so the output is there, and it goes only once.
+            contain(|| unsafe { ManuallyDrop::drop(&mut stage.output) });
+        });
+    }
+
+    /// # Safety
+    /// Nobody may know the task any more, and its stage must be empty.
+    unsafe fn free(task: TaskPtr) {
+        // SAFETY: `allocate` made it as a box of this type. The union drops nothing.
+        drop(unsafe { Box::from_raw(task.0.cast::<Self>().as_ptr()) });
+    }
+}
+
+/// A task that is alive for as long as this is used: the executor holds it, or a reference that the
+/// caller has keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TaskPtr(NonNull<Header>);
+
+impl TaskPtr {
+    /// A task that is scheduled, held by the executor, and has one reference for its handle.
+    pub(super) fn allocate<F: Future>(future: F, mailbox: &Arc<Mailbox>) -> TaskPtr {
+        let mut task = Box::<Task<F>>::new_uninit();
+        task.write(Task {
+            header: Header {
+                vtable: &Task::<F>::VTABLE,
+                shard: mailbox.shard(),
+                mailbox: Arc::as_ptr(mailbox),
+                next: Cell::new(None),
+                waker: UnsafeCell::new(MaybeUninit::uninit()),
+                refs: Refs::held_and_one(),
+                index: Cell::new(UNLISTED),
+                local: Local::scheduled(),
+                remote: Remote::quiet(),
+                join: JoinState::with_handle(),
+                holds_mailbox: Cell::new(false),
+            },
+            stage: UnsafeCell::new(Stage { future: ManuallyDrop::new(future) }),
+        });
+        let task = NonNull::from(Box::leak(task));
+        TaskPtr(task.cast())
+    }
+
+    /// # Safety
+    /// The pointer must come from [`TaskPtr::as_raw`], and the task be alive for as long as the
+    /// answer is used.
+    pub(super) unsafe fn from_raw(raw: *const ()) -> TaskPtr {
+        // SAFETY: `as_raw` gives no null.
+        TaskPtr(unsafe { NonNull::new_unchecked(raw.cast_mut().cast()) })
+    }
+
+    pub(super) fn as_raw(self) -> *const () {
+        self.0.as_ptr().cast_const().cast()
+    }
+
+    #[inline]
+    pub(super) fn header(&self) -> &Header {
+        // SAFETY: the type promises that the task is alive.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Polls the future; if that ends it, or it panics, drops it and stores the output.
+    ///
+    /// # Safety
+    /// Only on the owner thread, for a task that is uncompleted and not being polled.
+    pub(super) unsafe fn poll(self, cx: &mut Context<'_>) -> Poll<()> {
+        let poll = self.header().vtable.poll;
+        // SAFETY: as the caller promises.
+        unsafe { poll(self, cx) }
+    }
+
+    /// Drops the future and stores an error.
+    ///
+    /// # Safety
+    /// Only on the owner thread, for a task that is uncompleted and not being polled.
+    pub(super) unsafe fn cancel(self) {
+        let cancel = self.header().vtable.cancel;
+        // SAFETY: as the caller promises.
+        unsafe { cancel(self) }
+    }
+
+    /// # Safety
+    /// Only by the handle, once, when it has learnt that the task is complete; `T` is the output
+    /// of the task's future.
+    pub(super) unsafe fn take_output<T>(self) -> Result<T, JoinError> {
+        let take_output = self.header().vtable.take_output;
+        let mut output = MaybeUninit::<Result<T, JoinError>>::uninit();
+        // SAFETY: as the caller promises, and there is room for just this type.
+        unsafe { take_output(self, output.as_mut_ptr().cast()) };
+        // SAFETY: it has been written.
+        unsafe { output.assume_init() }
+    }
+
+    /// Drops the output; a panic in that goes no further.
+    ///
+    /// # Safety
+    /// Only by the one whom [`JoinState`] names, once.
+    pub(super) unsafe fn drop_output(self) {
+        let drop_output = self.header().vtable.drop_output;
+        // SAFETY: as the caller promises.
+        unsafe { drop_output(self) }
+    }
+
+    /// Whether this thread may count in the owner's part.
+    fn counts_locally(self) -> bool {
+        let header = self.header();
+        // In this order: the local state is the owner's to read.
+        is_current(header.shard) && !header.local.is_complete()
+    }
+
+    fn retain(self) {
+        if self.counts_locally() {
+            self.header().refs.retain_local();
+        } else {
+            self.header().refs.retain_shared();
+        }
+    }
+
+    /// # Safety
+    /// Gives back a reference that the caller has, and with it the right to use the task.
+    pub(super) unsafe fn release(self) {
+        if self.counts_locally() {
+            self.header().refs.release_local();
+        } else if self.header().refs.release_shared() == Released::Last {
+            // SAFETY: the executor lets go of a task only when its stage is the handle's affair, and
+            // the handle, which has emptied it, has gone too.
+            unsafe { self.free() };
+        }
+    }
+
+    /// The executor lets go of a completed task.
+    ///
+    /// # Safety
+    /// Only by the executor, once; with it goes its right to use the task.
+    pub(super) unsafe fn retire(self) {
+        let header = self.header();
+        debug_assert!(header.local.is_complete());
+        if header.refs.only_held() {
+            // SAFETY: nobody else knows the task, so the handle has gone and the stage is empty.
+            return unsafe { self.free() };
+        }
+        if header.remote.retire() == Retire::MailUnderWay {
+            // SAFETY: the executor that calls this has a strong count.
+            unsafe { Arc::increment_strong_count(header.mailbox) };
+            header.holds_mailbox.set(true);
+        }
+        if header.refs.merge() == Released::Last {
+            // SAFETY: as above.
+            unsafe { self.free() };
+        }
+    }
+
+    /// # Safety
+    /// Nobody may know the task any more, and its stage must be empty.
+    unsafe fn free(self) {
+        let header = self.header();
+        let mailbox = header.holds_mailbox.get().then(|| {
+            // SAFETY: `retire` took this count for us.
+            unsafe { Arc::from_raw(header.mailbox) }
+        });
+        let free = header.vtable.free;
+        // SAFETY: as the caller promises.
+        unsafe { free(self) };
+        drop(mailbox);
+    }
+}
+
+/// A counted reference, which every thread may have.
+#[derive(Debug)]
+pub(super) struct TaskRef(TaskPtr);
+
+// SAFETY: of a task that it does not own a thread reaches only what is atomic, what `JoinState` gives
+// it, and, when it was the last to know the task, the memory, which by then holds nothing of the
+// user's. That the output crosses threads only if it may is up to `JoinHandle`.
+unsafe impl Send for TaskRef {}
+
+// SAFETY: as above; nothing here depends on who has the reference.
+unsafe impl Sync for TaskRef {}
+
+impl TaskRef {
+    /// # Safety
+    /// Takes over a reference that the caller has.
+    pub(super) unsafe fn adopt(task: TaskPtr) -> TaskRef {
+        TaskRef(task)
+    }
+
+    /// One more reference to a task that the caller may use.
+    pub(super) fn new(task: TaskPtr) -> TaskRef {
+        task.retain();
+        TaskRef(task)
+    }
+
+    /// To be used while `self` is there.
+    pub(super) fn ptr(&self) -> TaskPtr {
+        self.0
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        self.0.header()
+    }
+}
+
+impl Clone for TaskRef {
+    fn clone(&self) -> TaskRef {
+        TaskRef::new(self.0)
+    }
+}
+
+impl Drop for TaskRef {
+    fn drop(&mut self) {
+        // SAFETY: this is the reference that the value stands for.
+        unsafe { self.0.release() };
+    }
+}
+
+impl Header {
+    /// Takes the waker out of its field.
+    ///
+    /// # Safety
+    /// The field must be filled and belong to the caller, who regards it as empty from now on.
+    pub(super) unsafe fn take_waker(&self) -> Waker {
+        self.waker.with(|waker| {
+            // SAFETY: the field is filled and the caller's.
+            let waker = unsafe { waker.read() };
+            // SAFETY: as above.
+            unsafe { waker.assume_init() }
+        })
+    }
+}
+
+/// What a task with this future takes.
+#[cfg(all(test, not(loom)))]
+pub(super) const fn size_of_task<F: Future>() -> usize {
+    size_of::<Task<F>>()
+}
