@@ -1,0 +1,177 @@
+//! The epoll driver: readiness in, the same answers out.
+//!
+//! A descriptor is registered once, for both directions and edge-triggered, when a call on it
+//! first would have blocked. Every operation tries its system call first. After `WouldBlock` the
+//! direction's bit is cleared and stays clear until an edge sets it, so that nothing is asked of
+//! the kernel while its answer is known.
+//!
+//! Nothing is ever in flight here: an operation that is dropped has not begun.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::operation::{Completion, MultishotOperation, Operation};
+use super::{Wait, Work};
+use crate::buf::Pool;
+use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
+use crate::sys::{self, EpollFd};
+
+/// The token of the wake-up descriptor.
+const WAKE_TOKEN: u64 = u64::MAX;
+
+pub(crate) struct Epoll {
+    selector: Rc<Selector>,
+    registrations: RefCell<Slab<(u32, Rc<Readiness>)>>,
+    generation: Cell<u32>,
+    pool: Rc<Pool>,
+}
+
+impl Epoll {
+    pub(crate) fn new(pool: Rc<Pool>, wake_fd: RawFd) -> io::Result<Epoll> {
+        let epoll = EpollFd::new()?;
+        // Edge-triggered and never drained: each write to the eventfd gives one event.
+        epoll.add(wake_fd, (libc::EPOLLIN | libc::EPOLLET) as u32, WAKE_TOKEN)?;
+        Ok(Epoll {
+            selector: Rc::new(Selector { epoll, dead: RefCell::default() }),
+            registrations: RefCell::default(),
+            generation: Cell::new(0),
+            pool,
+        })
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    /// Polls an operation of one answer.
+    pub(crate) fn poll_op<T: Operation>(
+        &self,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<io::Result<u32>> {
+        loop {
+            if !known_ready(operation.descriptor(), operation.interest(), waker) {
+                return Poll::Pending;
+            }
+            match operation.call() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let interest = operation.interest();
+                    if let Err(refused) = self.not_ready(operation.descriptor(), interest) {
+                        return Poll::Ready(Err(refused));
+                    }
+                }
+                answer => return Poll::Ready(answer),
+            }
+        }
+    }
+
+    /// Polls an operation of many answers.
+    pub(crate) fn poll_multishot<T: MultishotOperation>(
+        &self,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<Completion> {
+        loop {
+            if !known_ready(operation.descriptor(), operation.interest(), waker) {
+                return Poll::Pending;
+            }
+            match operation.call() {
+                Ok(completion) => return Poll::Ready(completion),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let interest = operation.interest();
+                    if let Err(refused) = self.not_ready(operation.descriptor(), interest) {
+                        return Poll::Ready(Completion::from_error(&refused));
+                    }
+                }
+                Err(e) => return Poll::Ready(Completion::from_error(&e)),
+            }
+        }
+    }
+
+    /// A call on this descriptor would have blocked: from now on an edge tells when it would not.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`: ENOSPC (`fs.epoll.max_user_watches`), ENOMEM, or EPERM for a file
+    /// that cannot be waited for.
+    pub(crate) fn not_ready(&self, fd: &Fd, interest: Interest) -> io::Result<()> {
+        if let Some(registration) = fd.registration() {
+            registration.readiness.clear(interest);
+            return Ok(());
+        }
+        let readiness = Rc::new(Readiness::new());
+        readiness.clear(interest);
+        let generation = self.generation.get().wrapping_add(1);
+        self.generation.set(generation);
+        let index = self.registrations.borrow_mut().insert((generation, Rc::clone(&readiness)));
+        let token = u64::from(generation) << 32 | index as u64;
+        let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        // An edge that came before this call is reported by it: nothing is missed.
+        if let Err(error) = self.selector.epoll.add(fd.raw(), events as u32, token) {
+            self.registrations.borrow_mut().remove(index);
+            return Err(error);
+        }
+        fd.set_registration(Registration { selector: Rc::clone(&self.selector), token, readiness });
+        Ok(())
+    }
+
+    /// Ends a turn: waits as told and notes every event.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_wait(2)`, which only a bug can cause.
+    pub(crate) fn turn(&self, wait: Wait, work: &mut Work) -> io::Result<()> {
+        self.sweep();
+        let timeout = match wait {
+            Wait::No => Some(Duration::ZERO),
+            Wait::AtMost(limit) => limit.map(sys::clamp_wait),
+        };
+        let registrations = self.registrations.borrow();
+        let answer = self.selector.epoll.wait(timeout, |event| {
+            // The wake-up has no registration; a token of another generation is a late event of a
+            // descriptor that is closed.
+            let index = (event.token & u64::from(u32::MAX)) as usize;
+            match registrations.get(index) {
+                Some((generation, readiness)) if event.token >> 32 == u64::from(*generation) => {
+                    readiness.notice(event.events, &mut work.wakers);
+                }
+                _ => {}
+            }
+        });
+        match answer {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other,
+        }
+    }
+
+    fn sweep(&self) {
+        let mut dead = self.selector.dead.borrow_mut();
+        let mut registrations = self.registrations.borrow_mut();
+        for token in dead.drain(..) {
+            let index = (token & u64::from(u32::MAX)) as usize;
+            registrations.remove(index);
+        }
+    }
+}
+
+/// False while the kernel's answer is known to be `WouldBlock`; then the waker is remembered.
+fn known_ready(fd: &Fd, interest: Interest, waker: &Waker) -> bool {
+    let Some(registration) = fd.registration() else { return true };
+    let readiness = &registration.readiness;
+    if readiness.is_ready(interest) {
+        return true;
+    }
+    if !readiness.wakes(interest, waker) {
+        let new = waker.clone();
+        drop(readiness.set_waker(interest, new));
+    }
+    false
+}

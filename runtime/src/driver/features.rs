@@ -1,0 +1,325 @@
+//! Which driver runs, found out by trying: once with every operation that the ring driver needs.
+//!
+//! | needed | since | without it |
+//! | --- | --- | --- |
+//! | `SINGLE_ISSUER`, `DEFER_TASKRUN`, `TASKRUN_FLAG`, `SUBMIT_ALL`, `CQSIZE` | 6.1 | epoll |
+//! | `NODROP`, `EXT_ARG`, `CQE_SKIP`, `FAST_POLL` (feature bits) | 5.17 | epoll |
+//! | `io_uring_enter` and `io_uring_register` not filtered | | epoll |
+//! | provided-buffer ring | 5.19 | epoll |
+//! | multishot accept, multishot receive | 6.0 | epoll |
+//! | `NO_SQARRAY` | 6.6 | a ring with the array |
+//! | `NO_IOWAIT` (feature bit) | 6.15 | an idle shard shows as I/O wait |
+//! | sends that report failures only | 5.17 | each send has a completion |
+//!
+//! The kernel's version is never asked: distributions port features back, containers filter them.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd};
+use io_uring::{IoUring, opcode, squeue};
+
+use super::operation::Completion;
+use super::refusal::{Refusal, Stage};
+use crate::buf::{GROUP, Pool};
+use crate::config::Config;
+
+/// The smallest ring worth having; below it the limit on locked memory sends us to epoll.
+const RING_ENTRIES_MIN: u32 = 64;
+
+/// The kernel gives the locked memory of a closed ring back a moment after its close: a program
+/// that restarts under a tight limit waits for it, this often and this long.
+const LATE_RETURNS_MAX: u32 = 10;
+const LATE_RETURN: Duration = Duration::from_millis(30);
+
+/// A ring that is ready to be driven.
+pub(crate) struct Ring {
+    pub(crate) ring: IoUring,
+    pub(crate) pool: Rc<Pool>,
+}
+
+/// Why there is no ring.
+pub(crate) enum NoRing {
+    Refused(Refusal),
+    /// No descriptor is left. Epoll would need one too.
+    Io(io::Error),
+}
+
+/// What the trial found. One answer for the process, so that all its shards agree.
+static TRIAL: OnceLock<Result<Trial, Refusal>> = OnceLock::new();
+
+#[derive(Clone, Copy)]
+struct Trial {
+    quiet_sends: bool,
+}
+
+/// True if a send can be told to report failures only. Decided with the first ring.
+pub(crate) fn quiet_sends() -> bool {
+    matches!(TRIAL.get(), Some(Ok(Trial { quiet_sends: true })))
+}
+
+/// Makes a ring of the configured size, or a smaller one where locked memory is short.
+pub(crate) fn make_ring(config: &Config) -> Result<Ring, NoRing> {
+    if let Some(Err(refusal)) = TRIAL.get() {
+        return Err(NoRing::Refused(refusal.clone()));
+    }
+    let mut sizes = Sizes::of(config);
+    let mut late_returns_left = LATE_RETURNS_MAX;
+    let mut ring = loop {
+        match sizes.build() {
+            Ok(ring) => break ring,
+            Err((_, error)) if is_memory(&error) && sizes.entries > RING_ENTRIES_MIN => {
+                sizes.halve();
+            }
+            Err((_, error)) if is_memory(&error) && late_returns_left > 0 => {
+                late_returns_left -= 1;
+                thread::sleep(LATE_RETURN);
+            }
+            Err((stage, error)) => return Err(no_ring(stage, &error, config)),
+        }
+    };
+    let trial = match TRIAL.get() {
+        Some(trial) => trial.clone(),
+        None => match try_out(&mut ring) {
+            Err((_, error)) if is_shortage(&error) => return Err(NoRing::Io(error)),
+            found => TRIAL
+                .get_or_init(|| found.map_err(|(stage, error)| diagnose(stage, &error, config)))
+                .clone(),
+        },
+    };
+    trial.map(|_| ring).map_err(NoRing::Refused)
+}
+
+fn is_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
+}
+
+/// Too few descriptors says nothing of io_uring.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+fn no_ring(stage: Stage, error: &io::Error, config: &Config) -> NoRing {
+    if is_shortage(error) {
+        return NoRing::Io(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(0)));
+    }
+    NoRing::Refused(diagnose(stage, error, config))
+}
+
+fn diagnose(stage: Stage, error: &io::Error, config: &Config) -> Refusal {
+    Refusal::diagnose(stage, error.raw_os_error().unwrap_or(0), config.locked_bytes())
+}
+
+struct Sizes {
+    entries: u32,
+    completions: u32,
+    buffers: u16,
+    buffer_bytes: u32,
+}
+
+type Failure = (Stage, io::Error);
+
+impl Sizes {
+    fn of(config: &Config) -> Sizes {
+        Sizes {
+            entries: config.ring_entries,
+            completions: config.ring_completions,
+            buffers: config.recv_pool_buffers as u16,
+            buffer_bytes: config.recv_pool_buffer_bytes,
+        }
+    }
+
+    fn halve(&mut self) {
+        self.entries /= 2;
+        self.completions = (self.completions / 2).max(2 * self.entries);
+        self.buffers = (self.buffers / 2).max(1);
+    }
+
+    fn build(&self) -> Result<Ring, Failure> {
+        let ring = self.setup(true).or_else(|error| match error.raw_os_error() {
+            // Before 6.6 the kernel does not know NO_SQARRAY.
+            Some(libc::EINVAL) => self.setup(false),
+            _ => Err(error),
+        });
+        let ring = ring.map_err(|error| (Stage::Setup, error))?;
+        check_features(&ring)?;
+        let pool = Pool::registered(&ring.submitter(), self.buffers, self.buffer_bytes)
+            .map_err(|error| (Stage::Register, error))?;
+        Ok(Ring { ring, pool })
+    }
+
+    fn setup(&self, without_array: bool) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(self.completions);
+        if without_array {
+            builder.setup_no_sqarray();
+        }
+        builder.build(self.entries)
+    }
+}
+
+fn check_features(ring: &IoUring) -> Result<(), Failure> {
+    let found = ring.params();
+    let all = found.is_feature_nodrop()
+        && found.is_feature_ext_arg()
+        && found.is_feature_skip_cqe_on_success()
+        && found.is_feature_fast_poll();
+    if all { Ok(()) } else { Err((Stage::Features, io::Error::from_raw_os_error(libc::EINVAL))) }
+}
+
+/// Uses everything once, on sockets that nobody else sees.
+fn try_out(ring: &mut Ring) -> Result<Trial, Failure> {
+    round_trip(&mut ring.ring, &opcode::Nop::new().build())
+        .map_err(|error| (Stage::Enter, error))
+        .and_then(|answer| answered(Stage::Probe("a no-op"), answer))?;
+    try_receive(ring)?;
+    try_accept(&mut ring.ring)?;
+    Ok(Trial { quiet_sends: try_quiet_send(&mut ring.ring)? })
+}
+
+fn try_receive(ring: &mut Ring) -> Result<(), Failure> {
+    let stage = Stage::Probe("a multishot receive");
+    let (ours, theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
+    io::Write::write_all(&mut &theirs, b"a").map_err(|error| (stage, error))?;
+    let receive = opcode::RecvMulti::new(Fd(ours.as_raw_fd()), GROUP).build();
+    let answer = round_trip(&mut ring.ring, &receive).map_err(|error| (Stage::Enter, error))?;
+    if let Some(buffer) = answer.buffer() {
+        drop(ring.pool.lend(buffer, 1));
+    }
+    answered(stage, answer)?;
+    if answer.more() {
+        cancel_all(&mut ring.ring)?;
+    }
+    Ok(())
+}
+
+fn try_accept(ring: &mut IoUring) -> Result<(), Failure> {
+    let stage = Stage::Probe("a multishot accept");
+    let listener = unnamed_listener().map_err(|error| (stage, error))?;
+    let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build();
+    push(ring, &accept.user_data(TRIED));
+    // Nobody connects: the only answer that can come is a refusal, or the cancel's.
+    match cancel_all(ring)? {
+        Some(answer) if answer.is_errno(libc::EINVAL) => answered(stage, answer),
+        _ => Ok(()),
+    }
+}
+
+/// A listener at an address of the kernel's choice, in the abstract name space.
+fn unnamed_listener() -> io::Result<UnixListener> {
+    // An empty abstract name would be taken as a name; the process and the time make a fresh one.
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = time.map_or(0, |time| time.as_nanos());
+    let name = format!("annulus-trial-{}-{nanos}", std::process::id());
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+}
+
+/// True if a send that does not fit reports how much did, although success was to be skipped.
+///
+/// A kernel that stayed silent here would make us take a cut message for a whole one.
+fn try_quiet_send(ring: &mut IoUring) -> Result<bool, Failure> {
+    let stage = Stage::Probe("a send");
+    let (ours, _theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
+    let small: libc::c_int = 4096;
+    // SAFETY: the value and its length agree and outlive the call.
+    unsafe {
+        libc::setsockopt(
+            ours.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUF,
+            (&raw const small).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    let large = vec![0u8; 1 << 20];
+    let part = round_trip_or_silence(ring, &quiet_send(ours.as_raw_fd(), &large))?;
+    let (fresh, _peer) = UnixStream::pair().map_err(|error| (stage, error))?;
+    let whole = round_trip_or_silence(ring, &quiet_send(fresh.as_raw_fd(), b"a"))?;
+    let partial = part.is_some_and(|answer| match answer.result() {
+        Ok(count) => (count as usize) < large.len(),
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    });
+    Ok(partial && whole.is_none())
+}
+
+/// A send that ends while it is submitted and speaks only if it fell short.
+pub(crate) fn quiet_send(fd: RawFd, bytes: &[u8]) -> squeue::Entry {
+    opcode::Send::new(Fd(fd), bytes.as_ptr(), bytes.len() as u32)
+        .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+        .build()
+        .flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+/// The user data of a trial, and of what only marks its end.
+const TRIED: u64 = 1;
+const MARK: u64 = 2;
+
+fn push(ring: &mut IoUring, entry: &squeue::Entry) {
+    // SAFETY: what a trial's entry refers to outlives its round trip.
+    let pushed = unsafe { ring.submission().push(entry) };
+    assert!(pushed.is_ok(), "a fresh ring has room");
+}
+
+fn round_trip(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<Completion> {
+    push(ring, &entry.clone().user_data(TRIED));
+    loop {
+        ring.submit_and_wait(1)?;
+        if let Some(answer) = ring.completion().next() {
+            return Ok(Completion::from_ring(&answer));
+        }
+    }
+}
+
+/// Submits an entry and a mark behind it; answers what the entry said before the mark came.
+fn round_trip_or_silence(
+    ring: &mut IoUring,
+    entry: &squeue::Entry,
+) -> Result<Option<Completion>, Failure> {
+    push(ring, &entry.clone().user_data(TRIED));
+    push(ring, &opcode::Nop::new().build().user_data(MARK));
+    wait_for_mark(ring)
+}
+
+/// Ends whatever a trial has left armed; answers what it said last.
+fn cancel_all(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
+    let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+    push(ring, &cancel.user_data(MARK));
+    let mut last = wait_for_mark(ring)?;
+    while last.is_none_or(Completion::more) {
+        // With deferred task work the cancelled operation may speak after its cancel.
+        ring.submit_and_wait(1).map_err(|error| (Stage::Enter, error))?;
+        if let Some(answer) = ring.completion().next() {
+            last = Some(Completion::from_ring(&answer));
+        }
+    }
+    Ok(last)
+}
+
+fn wait_for_mark(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
+    let mut said = None;
+    loop {
+        ring.submit_and_wait(1).map_err(|error| (Stage::Enter, error))?;
+        for answer in ring.completion() {
+            match answer.user_data() {
+                TRIED => said = Some(Completion::from_ring(&answer)),
+                _ => return Ok(said),
+            }
+        }
+    }
+}
+
+fn answered(stage: Stage, answer: Completion) -> Result<(), Failure> {
+    answer.result().map(drop).map_err(|error| (stage, error))
+}

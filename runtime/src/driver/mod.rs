@@ -1,0 +1,242 @@
+//! The shard's side of the kernel: one interface, two drivers, chosen in one place.
+//!
+//! The contract that both keep:
+//! - An operation begins at its first poll, not before.
+//! - Its answer reaches the waker of its latest poll, once.
+//! - Dropped, it leaves nothing behind that outlives its last answer, and loses no answer that
+//!   carries a descriptor or a buffer.
+//! - `turn` makes at most one system call that waits, and none where there is nothing to do.
+
+mod epoll;
+mod features;
+pub(crate) mod operation;
+mod refusal;
+mod slots;
+mod uring;
+
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Once;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use self::epoll::Epoll;
+use self::operation::{Completion, MultishotOperation, Operation};
+pub use self::refusal::{Cause, Refusal, Stage};
+pub(crate) use self::slots::Key;
+use self::uring::Uring;
+use crate::buf::Pool;
+use crate::config::{self, Config};
+use crate::error::BuildError;
+use crate::fd::{Fd, Interest};
+
+pub(crate) use self::features::quiet_sends;
+use self::features::{NoRing, make_ring};
+
+/// How long a turn may wait for the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// Not at all: tasks are ready.
+    No,
+    /// Until something happens, or for this long.
+    AtMost(Option<Duration>),
+}
+
+/// What a turn leaves to be done when the driver is no longer borrowed.
+#[derive(Default)]
+pub(crate) struct Work {
+    pub(crate) wakers: Vec<Waker>,
+    pub(crate) orphans: Vec<(Key, Completion)>,
+}
+
+/// Which driver runs on a shard, and if it is not io_uring, why.
+#[derive(Clone, Debug)]
+pub struct DriverInfo {
+    driver: config::Driver,
+    refusal: Option<Refusal>,
+}
+
+impl DriverInfo {
+    /// [`Driver::Uring`](config::Driver::Uring) or [`Driver::Epoll`](config::Driver::Epoll).
+    #[must_use]
+    pub fn driver(&self) -> config::Driver {
+        self.driver
+    }
+
+    /// Why io_uring is not used, if it was tried and refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+}
+
+impl fmt::Display for DriverInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.refusal, self.driver) {
+            (Some(refusal), _) => write!(f, "epoll ({})", refusal.summary()),
+            (None, config::Driver::Epoll) => f.write_str("epoll (asked for)"),
+            (None, _) => f.write_str("io_uring"),
+        }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "a shard has one, and a box is one more load")]
+pub(crate) enum Driver {
+    Uring(Uring),
+    Epoll(Epoll),
+}
+
+impl Driver {
+    /// Chooses and makes the driver of a shard. The ring belongs to the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of io_uring where it was asked for by name; descriptors or memory that even
+    /// epoll would need.
+    pub(crate) fn choose(
+        config: &Config,
+        wake_fd: RawFd,
+    ) -> Result<(Driver, DriverInfo), BuildError> {
+        let mut refusal = None;
+        if config.driver != config::Driver::Epoll {
+            match make_ring(config) {
+                Ok(ring) => {
+                    let driver = Driver::Uring(Uring::new(ring, wake_fd));
+                    return Ok((driver, DriverInfo { driver: config::Driver::Uring, refusal }));
+                }
+                Err(NoRing::Io(error)) => return Err(BuildError::Io("making a ring", error)),
+                Err(NoRing::Refused(found)) if config.driver == config::Driver::Uring => {
+                    return Err(BuildError::Refused(found));
+                }
+                Err(NoRing::Refused(found)) => refusal = Some(found),
+            }
+        }
+        if let Some(refusal) = &refusal {
+            notify_once(refusal);
+        }
+        let buffers = config.recv_pool_buffers as u16;
+        let epoll = Pool::listed(buffers, config.recv_pool_buffer_bytes)
+            .and_then(|pool| Epoll::new(pool, wake_fd))
+            .map_err(|error| BuildError::Io("making an epoll instance", error))?;
+        Ok((Driver::Epoll(epoll), DriverInfo { driver: config::Driver::Epoll, refusal }))
+    }
+
+    pub(crate) fn poll_op<T: Operation>(
+        &self,
+        flight: &mut Option<Key>,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<io::Result<u32>> {
+        match self {
+            Driver::Uring(driver) => driver.poll_op(flight, operation, waker),
+            Driver::Epoll(driver) => driver.poll_op(operation, waker),
+        }
+    }
+
+    pub(crate) fn poll_multishot<T: MultishotOperation>(
+        &self,
+        flight: &mut Option<Key>,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<Completion> {
+        match self {
+            Driver::Uring(driver) => driver.poll_multishot(flight, operation, waker),
+            Driver::Epoll(driver) => driver.poll_multishot(operation, waker),
+        }
+    }
+
+    pub(crate) fn pop_multishot(&self, flight: Option<Key>) -> Option<Completion> {
+        match self {
+            Driver::Uring(driver) => driver.pop_multishot(flight),
+            Driver::Epoll(_) => None,
+        }
+    }
+
+    pub(crate) fn is_armed(&self, flight: Option<Key>) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.is_armed(flight),
+            Driver::Epoll(_) => false,
+        }
+    }
+
+    pub(crate) fn stop_multishot(&self, flight: Option<Key>) {
+        match self {
+            Driver::Uring(driver) => driver.stop_multishot(flight),
+            Driver::Epoll(_) => {}
+        }
+    }
+
+    pub(crate) fn orphan<T: Operation>(&self, key: Key, operation: T) {
+        match self {
+            Driver::Uring(driver) => driver.orphan(key, operation),
+            Driver::Epoll(_) => unreachable!("nothing is in flight on epoll"),
+        }
+    }
+
+    pub(crate) fn orphan_multishot<T: MultishotOperation>(&self, key: Key, operation: T) {
+        match self {
+            Driver::Uring(driver) => driver.orphan_multishot(key, operation),
+            Driver::Epoll(_) => unreachable!("nothing is in flight on epoll"),
+        }
+    }
+
+    /// A direct call on this descriptor would have blocked.
+    pub(crate) fn not_ready(&self, fd: &Fd, interest: Interest) -> io::Result<()> {
+        match self {
+            // The ring's poll looks for itself.
+            Driver::Uring(_) => Ok(()),
+            Driver::Epoll(driver) => driver.not_ready(fd, interest),
+        }
+    }
+
+    pub(crate) fn turn(&self, wait: Wait, work: &mut Work) -> io::Result<()> {
+        match self {
+            Driver::Uring(driver) => driver.turn(wait, work),
+            Driver::Epoll(driver) => driver.turn(wait, work),
+        }
+    }
+
+    pub(crate) fn dispose(&self, key: Key, completion: Completion) {
+        match self {
+            Driver::Uring(driver) => driver.dispose(key, completion),
+            Driver::Epoll(_) => {}
+        }
+    }
+
+    /// Looks, without a system call, whether the next turn would find something.
+    pub(crate) fn has_news(&self) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.has_news(),
+            // Only the kernel knows; the shard asks it by a turn that does not wait.
+            Driver::Epoll(_) => true,
+        }
+    }
+
+    /// Cancels everything in flight and reaps until nothing is, at most for `limit`.
+    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work)) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.drain(limit, run),
+            Driver::Epoll(_) => true,
+        }
+    }
+
+    /// True if the kernel receives into the pool ahead of the reader.
+    pub(crate) fn receives_ahead(&self) -> bool {
+        matches!(self, Driver::Uring(_))
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        match self {
+            Driver::Uring(driver) => driver.pool(),
+            Driver::Epoll(driver) => driver.pool(),
+        }
+    }
+}
+
+/// One line for the operator: a program that was expected on io_uring does not run on it.
+fn notify_once(refusal: &Refusal) {
+    static NOTICE: Once = Once::new();
+    NOTICE.call_once(|| eprintln!("annulus: running on epoll: {}", refusal.summary()));
+}

@@ -1,0 +1,172 @@
+//! What a request to the kernel must say of itself: once as a ring entry, once as a system call.
+
+use std::io;
+use std::rc::Rc;
+
+use io_uring::cqueue;
+pub use io_uring::squeue::Entry;
+
+use crate::fd::{Fd, Interest};
+
+/// One request with one answer.
+///
+/// The operation owns everything that the kernel may touch: buffers, addresses, the descriptor.
+/// The future [`Op`](crate::Op) carries it; when that future is dropped while the request is in
+/// flight, the operation moves to the driver and lives on until the kernel has answered.
+///
+/// # Safety
+///
+/// [`entry`](Operation::entry) may refer only to memory that stays valid and at its address while
+/// the operation lives, *also when the operation itself is moved*: to the heap, never to the
+/// operation's own fields.
+pub unsafe trait Operation: Unpin + 'static {
+    /// What the future resolves to.
+    type Output;
+
+    /// The request as an entry of the ring. Called once, or again after an interrupted try.
+    fn entry(&mut self) -> Entry;
+
+    /// The request as a system call that does not wait. `WouldBlock` means: try again when the
+    /// descriptor is ready for [`interest`](Operation::interest).
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call, which become the operation's result.
+    fn call(&mut self) -> io::Result<u32>;
+
+    /// The descriptor that the request is about.
+    fn descriptor(&self) -> &Rc<Fd>;
+
+    /// What the descriptor must be ready for.
+    fn interest(&self) -> Interest;
+
+    /// Turns the kernel's answer into the output. Also called, and the output dropped, when the
+    /// future is gone: an accepted socket or a buffer must be owned by the output.
+    fn complete(self, result: io::Result<u32>) -> Self::Output;
+
+    /// True if the entry finishes while it is submitted and reports failures only
+    /// (`MSG_DONTWAIT`, `CQE_SKIP_SUCCESS`). Then silence means `Ok(expected)`.
+    fn quiet(&self) -> Option<u32> {
+        None
+    }
+}
+
+/// One request with many answers.
+///
+/// # Safety
+///
+/// As [`Operation`].
+pub unsafe trait MultishotOperation: Unpin + 'static {
+    /// What the stream yields for each answer.
+    type Item;
+
+    /// How many answers may wait to be taken before the request is stopped. It is armed again
+    /// when they have been taken.
+    fn queued_max(&self) -> usize;
+
+    /// The request as an entry of the ring. Called each time it is armed.
+    fn entry(&mut self) -> Entry;
+
+    /// One answer by a system call that does not wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call, which become an item.
+    fn call(&mut self) -> io::Result<Completion>;
+
+    /// The descriptor that the request is about.
+    fn descriptor(&self) -> &Rc<Fd>;
+
+    /// What the descriptor must be ready for.
+    fn interest(&self) -> Interest;
+
+    /// Turns an answer into an item. Also called, and the item dropped, for answers that arrive
+    /// when nobody wants them: descriptors and buffers must be owned by the item.
+    fn item(&mut self, completion: Completion) -> Self::Item;
+}
+
+/// One answer of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    result: i32,
+    flags: u32,
+}
+
+impl Completion {
+    pub(crate) fn from_ring(entry: &cqueue::Entry) -> Completion {
+        Completion { result: entry.result(), flags: entry.flags() }
+    }
+
+    /// An answer as the ring would have given it, for a system call that succeeded.
+    #[must_use]
+    pub fn from_call(result: u32) -> Completion {
+        Completion { result: result as i32, flags: MORE }
+    }
+
+    /// As [`from_call`](Completion::from_call), with the bytes in a buffer of the shard's pool.
+    pub(crate) fn with_buffer(result: u32, buffer: u16) -> Completion {
+        let flags = MORE | BUFFER | u32::from(buffer) << 16;
+        Completion { result: result as i32, flags }
+    }
+
+    pub(crate) fn from_error(error: &io::Error) -> Completion {
+        Completion { result: -error.raw_os_error().unwrap_or(libc::EIO), flags: 0 }
+    }
+
+    pub(crate) fn success(result: u32) -> Completion {
+        Completion { result: result as i32, flags: 0 }
+    }
+
+    /// The result, or the errno as an error.
+    ///
+    /// # Errors
+    ///
+    /// The error that the kernel answered.
+    pub fn result(self) -> io::Result<u32> {
+        u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
+    }
+
+    pub(crate) fn is_errno(self, errno: i32) -> bool {
+        self.result == -errno
+    }
+
+    /// True while the multishot that gave this answer is still armed.
+    #[must_use]
+    pub fn more(self) -> bool {
+        cqueue::more(self.flags)
+    }
+
+    /// The pool's buffer that the kernel has filled, if any.
+    pub(crate) fn buffer(self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+}
+
+/// `IORING_CQE_F_BUFFER` and `IORING_CQE_F_MORE`, which the crate keeps private.
+const BUFFER: u32 = 1;
+const MORE: u32 = 2;
+
+/// An operation whose future is gone. It takes the kernel's last answers and disposes of them.
+pub(crate) trait Orphan {
+    fn take(&mut self, completion: Completion);
+}
+
+/// An orphan of one answer.
+pub(crate) struct Single<T: Operation>(pub(crate) Option<T>);
+
+impl<T: Operation> Orphan for Single<T> {
+    fn take(&mut self, completion: Completion) {
+        if let Some(operation) = self.0.take() {
+            drop(operation.complete(completion.result()));
+        }
+    }
+}
+
+/// An orphan of many answers.
+pub(crate) struct Many<T: MultishotOperation>(pub(crate) T);
+
+impl<T: MultishotOperation> Orphan for Many<T> {
+    fn take(&mut self, completion: Completion) {
+        drop(self.0.item(completion));
+    }
+}

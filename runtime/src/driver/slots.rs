@@ -1,0 +1,209 @@
+//! Slots hold operations in flight. Only the ring driver touches them; keys go to the kernel.
+//!
+//! A key is an index and a generation. What the kernel sends back is looked up, never trusted: a
+//! key that is unknown or stale finds nothing.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use slab::Slab;
+
+use super::operation::{Completion, Orphan};
+
+/// Names one operation in flight. It is the `user_data` of its entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    fn new(index: usize, generation: u32) -> Key {
+        Key(u64::from(generation) << 32 | index as u64)
+    }
+
+    pub(crate) fn from_user_data(user_data: u64) -> Key {
+        Key(user_data)
+    }
+
+    pub(crate) fn user_data(self) -> u64 {
+        self.0
+    }
+
+    fn index(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+
+    fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Where an operation in flight stands.
+pub(crate) enum State {
+    /// The future waits for the one answer. A quiet operation has `expected`.
+    Waiting { waker: Option<Waker>, expected: Option<u32> },
+    /// The answer has come and the future has not yet taken it.
+    Done(Completion),
+    /// Many answers: those that came and were not yet taken, in order.
+    Multishot(Multishot),
+    /// The future is gone; the operation waits here for its last answer.
+    Orphaned(Box<dyn Orphan>),
+    /// The orphan is being handed an answer outside of the driver's borrow.
+    Lent,
+}
+
+#[derive(Default)]
+pub(crate) struct Multishot {
+    pub(crate) waker: Option<Waker>,
+    pub(crate) queue: VecDeque<Completion>,
+    pub(crate) armed: bool,
+    pub(crate) stopping: bool,
+    pub(crate) queued_max: usize,
+}
+
+struct Slot {
+    generation: u32,
+    state: State,
+}
+
+/// What a completion asks of the driver, to be done when no borrow is held.
+pub(crate) enum Arrival {
+    /// Nobody knows the key.
+    Stale,
+    /// Known, and nobody is waiting.
+    Quiet,
+    Wake(Waker),
+    /// The multishot has queued enough: wake its owner, if one waits, and stop it.
+    Stop(Option<Waker>),
+    /// An orphan must be handed the answer.
+    Orphaned,
+}
+
+#[derive(Default)]
+pub(crate) struct Slots {
+    slots: Slab<Slot>,
+    generation: u32,
+}
+
+impl Slots {
+    pub(crate) fn insert(&mut self, state: State) -> Key {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let index = self.slots.insert(Slot { generation, state });
+        assert!(index < RESERVED_INDEX, "fewer operations in flight than a key can name");
+        Key::new(index, generation)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut State> {
+        let slot = self.slots.get_mut(key.index())?;
+        (slot.generation == key.generation()).then_some(&mut slot.state)
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) -> Option<State> {
+        self.get_mut(key)?;
+        Some(self.slots.remove(key.index()).state)
+    }
+
+    /// True while the kernel owes an answer. What was answered and not yet taken does not count.
+    pub(crate) fn any_in_flight(&self) -> bool {
+        self.slots.iter().any(|(_, slot)| match &slot.state {
+            State::Waiting { .. } | State::Orphaned(_) | State::Lent => true,
+            State::Multishot(multishot) => multishot.armed,
+            State::Done(_) => false,
+        })
+    }
+
+    /// Notes an answer of the kernel.
+    #[must_use]
+    pub(crate) fn arrive(&mut self, key: Key, completion: Completion) -> Arrival {
+        let Some(state) = self.get_mut(key) else { return Arrival::Stale };
+        match state {
+            State::Waiting { waker, .. } => {
+                let waker = waker.take();
+                *state = State::Done(completion);
+                waker.map_or(Arrival::Quiet, Arrival::Wake)
+            }
+            State::Multishot(multishot) => multishot.arrive(completion),
+            State::Orphaned(_) | State::Lent => Arrival::Orphaned,
+            // A second answer to an operation that has one. The kernel does not do that; if it
+            // did, the first would stand.
+            State::Done(_) => Arrival::Stale,
+        }
+    }
+}
+
+/// Indices from here on never occur: the driver's own keys use them.
+const RESERVED_INDEX: usize = u32::MAX as usize - 7;
+
+/// The key of the wake-up poll.
+pub(crate) const WAKE_KEY: Key = Key(u64::MAX);
+
+/// The key of entries whose answer nobody needs: cancels.
+pub(crate) const IGNORED_KEY: Key = Key(u64::MAX - 1);
+
+impl Multishot {
+    pub(crate) fn new(waker: Waker, queued_max: usize) -> Multishot {
+        Multishot { waker: Some(waker), armed: true, queued_max, ..Multishot::default() }
+    }
+
+    fn arrive(&mut self, completion: Completion) -> Arrival {
+        // F_MORE alone decides: a positive result can be the last one (after an overflow), and an
+        // error always is.
+        self.armed = completion.more();
+        let stopped = self.stopping && !self.armed;
+        if !self.armed {
+            self.stopping = false;
+        }
+        if !(stopped && completion.is_errno(libc::ECANCELED)) {
+            self.queue.push_back(completion);
+        }
+        let waker = self.waker.take();
+        if self.armed && !self.stopping && self.queue.len() >= self.queued_max {
+            self.stopping = true;
+            return Arrival::Stop(waker);
+        }
+        waker.map_or(Arrival::Quiet, Arrival::Wake)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_a_reused_slot_finds_nothing() {
+        let mut slots = Slots::default();
+        let waiting = || State::Waiting { waker: None, expected: None };
+        let old = slots.insert(waiting());
+        slots.remove(old);
+        let new = slots.insert(waiting());
+        assert_eq!(old.index(), new.index());
+        assert!(slots.get_mut(old).is_none());
+        assert!(slots.remove(old).is_none());
+        assert!(matches!(slots.arrive(old, Completion::success(1)), Arrival::Stale));
+        assert!(matches!(slots.get_mut(new), Some(State::Waiting { .. })));
+    }
+
+    #[test]
+    fn a_multishot_ends_by_its_flag_not_by_its_result() {
+        let mut slots = Slots::default();
+        let key = slots.insert(State::Multishot(Multishot::new(Waker::noop().clone(), 8)));
+        let last = Completion::success(5);
+        assert!(matches!(slots.arrive(key, last), Arrival::Wake(_)));
+        let Some(State::Multishot(multishot)) = slots.get_mut(key) else { panic!("kept") };
+        assert!(!multishot.armed);
+        assert_eq!(multishot.queue.len(), 1);
+    }
+
+    #[test]
+    fn a_full_queue_stops_the_multishot_once() {
+        let mut slots = Slots::default();
+        let key = slots.insert(State::Multishot(Multishot::new(Waker::noop().clone(), 2)));
+        let more = Completion::from_call(1);
+        assert!(matches!(slots.arrive(key, more), Arrival::Wake(_)));
+        assert!(matches!(slots.arrive(key, more), Arrival::Stop(None)));
+        assert!(matches!(slots.arrive(key, more), Arrival::Quiet));
+        let cancelled = Completion::from_error(&std::io::Error::from_raw_os_error(libc::ECANCELED));
+        assert!(matches!(slots.arrive(key, cancelled), Arrival::Quiet));
+        let Some(State::Multishot(multishot)) = slots.get_mut(key) else { panic!("kept") };
+        assert_eq!(multishot.queue.len(), 3, "the end that was asked for is not an answer");
+    }
+}

@@ -1,0 +1,552 @@
+//! The io_uring driver. Every entry into the kernel, every completion and every slot is here.
+//!
+//! 1. An operation's future asks [`Uring::poll_op`]: the first poll makes a slot and queues an
+//!    entry that carries the slot's key; nothing is submitted yet.
+//! 2. The shard ends its turn in [`Uring::turn`]: one `io_uring_enter` submits all entries and
+//!    waits; then all completions are reaped into their slots and the wakers handed out.
+//! 3. The future, polled again, takes its answer and frees the slot.
+//! 4. A future that is dropped in between leaves its operation as an orphan in the slot and a
+//!    cancel in the queue; the orphan goes with the operation's last completion.
+//!
+//! No user code (wakers, orphans, operations) runs while the driver is borrowed.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{self, CancelBuilder, SubmitArgs};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
+
+use super::features::Ring;
+use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
+use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
+use super::{Wait, Work};
+use crate::buf::Pool;
+use crate::sys;
+
+/// Entries that wait before a submit is made in the middle of a turn, so that a peer can start
+/// on the first replies. Batching gains nothing past this (ARCHITECTURE.md, "The turn").
+const FLUSH_ENTRIES: usize = 32;
+
+/// Enters in a row that may fail for want of kernel memory before the failure surfaces.
+const FAILURES_MAX: u32 = 1000;
+
+/// How often one turn asks the kernel for completions that did not fit the queue.
+const OVERFLOW_ROUNDS_MAX: u32 = 64;
+
+pub(crate) struct Uring {
+    inner: RefCell<Inner>,
+    pool: Rc<Pool>,
+}
+
+struct Inner {
+    ring: IoUring,
+    slots: Slots,
+    /// Entries that found the queue full and could not be submitted at once.
+    backlog: VecDeque<Entry>,
+    /// Operations in the queue that report failures only.
+    quiet: Vec<Key>,
+    wake_fd: RawFd,
+    no_iowait: bool,
+    failures: u32,
+    counters: Counters,
+}
+
+/// What the ring has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) enters: u64,
+    pub(crate) submissions: u64,
+    pub(crate) completions: u64,
+    pub(crate) overflows: u64,
+    pub(crate) stale: u64,
+}
+
+impl Uring {
+    pub(crate) fn new(ring: Ring, wake_fd: RawFd) -> Uring {
+        let Ring { ring, pool } = ring;
+        let no_iowait = ring.params().is_feature_no_iowait();
+        let mut inner = Inner {
+            ring,
+            slots: Slots::default(),
+            backlog: VecDeque::new(),
+            quiet: Vec::new(),
+            wake_fd,
+            no_iowait,
+            failures: 0,
+            counters: Counters::default(),
+        };
+        inner.arm_wake();
+        Uring { inner: RefCell::new(inner), pool }
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    /// Polls an operation of one answer. `flight` is its slot while it is in flight.
+    pub(crate) fn poll_op<T: Operation>(
+        &self,
+        flight: &mut Option<Key>,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<io::Result<u32>> {
+        let Some(key) = *flight else {
+            *flight = Some(self.start(operation, waker));
+            return Poll::Pending;
+        };
+        let Poll::Ready(completion) = self.look(key, waker) else { return Poll::Pending };
+        *flight = None;
+        if completion.is_errno(libc::EINTR) {
+            // A signal ended the kernel's wait, not the operation's meaning: once more.
+            *flight = Some(self.start(operation, waker));
+            return Poll::Pending;
+        }
+        Poll::Ready(completion.result())
+    }
+
+    fn start<T: Operation>(&self, operation: &mut T, waker: &Waker) -> Key {
+        let entry = operation.entry();
+        let expected = operation.quiet();
+        let waker = Some(waker.clone());
+        self.inner.borrow_mut().start(entry, State::Waiting { waker, expected })
+    }
+
+    /// Takes the answer of an operation in flight, or remembers whom to wake for it.
+    fn look(&self, key: Key, waker: &Waker) -> Poll<Completion> {
+        let mut inner = self.inner.borrow_mut();
+        match inner.slots.get_mut(key) {
+            Some(State::Done(completion)) => {
+                let completion = *completion;
+                inner.slots.remove(key);
+                return Poll::Ready(completion);
+            }
+            Some(State::Waiting { waker: Some(old), .. }) if old.will_wake(waker) => {}
+            Some(State::Waiting { .. }) => {
+                drop(inner);
+                self.replace_waker(key, waker);
+            }
+            _ => unreachable!("a future in flight owns a waiting slot"),
+        }
+        Poll::Pending
+    }
+
+    /// Cloning and dropping a waker may run user code, so neither happens under the borrow.
+    fn replace_waker(&self, key: Key, waker: &Waker) {
+        let new = Some(waker.clone());
+        let old = match self.inner.borrow_mut().slots.get_mut(key) {
+            Some(State::Waiting { waker, .. }) => std::mem::replace(waker, new),
+            Some(State::Multishot(multishot)) => std::mem::replace(&mut multishot.waker, new),
+            _ => new,
+        };
+        drop(old);
+    }
+
+    /// Polls an operation of many answers, and arms it when it is not armed.
+    pub(crate) fn poll_multishot<T: MultishotOperation>(
+        &self,
+        flight: &mut Option<Key>,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Poll<Completion> {
+        let Some(key) = *flight else {
+            let entry = operation.entry();
+            let state = State::Multishot(Multishot::new(waker.clone(), operation.queued_max()));
+            *flight = Some(self.inner.borrow_mut().start(entry, state));
+            return Poll::Pending;
+        };
+        let mut inner = self.inner.borrow_mut();
+        let multishot = inner.multishot(key);
+        if let Some(completion) = multishot.queue.pop_front() {
+            return Poll::Ready(completion);
+        }
+        let armed = multishot.armed;
+        let known = multishot.waker.as_ref().is_some_and(|old| old.will_wake(waker));
+        drop(inner);
+        if !known {
+            self.replace_waker(key, waker);
+        }
+        if !armed {
+            let entry = operation.entry();
+            self.inner.borrow_mut().rearm(key, entry);
+        }
+        Poll::Pending
+    }
+
+    /// An answer that has come already, without arming and without waiting.
+    pub(crate) fn pop_multishot(&self, flight: Option<Key>) -> Option<Completion> {
+        let mut inner = self.inner.borrow_mut();
+        flight.and_then(|key| inner.multishot(key).queue.pop_front())
+    }
+
+    pub(crate) fn is_armed(&self, flight: Option<Key>) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        flight.is_some_and(|key| inner.multishot(key).armed)
+    }
+
+    /// Asks the kernel to end a multishot; answers under way still arrive.
+    pub(crate) fn stop_multishot(&self, flight: Option<Key>) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(key) = flight else { return };
+        let multishot = inner.multishot(key);
+        if multishot.armed && !multishot.stopping {
+            multishot.stopping = true;
+            inner.cancel(key);
+        }
+    }
+
+    /// The future of this operation is gone: keeps it until its last answer.
+    pub(crate) fn orphan<T: Operation>(&self, key: Key, operation: T) {
+        let mut orphan = Single(Some(operation));
+        let mut inner = self.inner.borrow_mut();
+        match inner.slots.get_mut(key) {
+            Some(State::Done(completion)) => {
+                let completion = *completion;
+                inner.slots.remove(key);
+                drop(inner);
+                orphan.take(completion);
+            }
+            Some(state @ State::Waiting { .. }) => {
+                let quiet = matches!(state, State::Waiting { expected: Some(_), .. });
+                let old = std::mem::replace(state, State::Orphaned(Box::new(orphan)));
+                if !quiet {
+                    inner.cancel(key);
+                }
+                drop(inner);
+                drop(old);
+            }
+            _ => unreachable!("a future in flight owns a waiting slot"),
+        }
+    }
+
+    /// As [`orphan`](Uring::orphan), for an operation of many answers.
+    pub(crate) fn orphan_multishot<T: MultishotOperation>(&self, key: Key, operation: T) {
+        let mut orphan = Many(operation);
+        let mut inner = self.inner.borrow_mut();
+        let Multishot { queue, armed, stopping, waker, .. } = std::mem::take(inner.multishot(key));
+        let kept = if armed {
+            if !stopping {
+                inner.cancel(key);
+            }
+            // The answers that have come are handed over below; until then the slot is lent, and
+            // a completion in between waits in line behind them.
+            *inner.slots.get_mut(key).expect("looked up above") = State::Lent;
+            true
+        } else {
+            inner.slots.remove(key);
+            false
+        };
+        drop(inner);
+        drop(waker);
+        queue.into_iter().for_each(|completion| hand_over(&mut orphan, completion));
+        if kept {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(state) = inner.slots.get_mut(key) {
+                *state = State::Orphaned(Box::new(orphan));
+            }
+        }
+    }
+
+    /// Hands an orphan one of its answers. Called without a borrow: it may run user code.
+    pub(crate) fn dispose(&self, key: Key, completion: Completion) {
+        let taken = match self.inner.borrow_mut().slots.get_mut(key) {
+            Some(state @ State::Orphaned(_)) => std::mem::replace(state, State::Lent),
+            _ => return,
+        };
+        let State::Orphaned(mut orphan) = taken else { return };
+        let kept = completion.more();
+        hand_over(&mut *orphan, completion);
+        let mut inner = self.inner.borrow_mut();
+        if kept {
+            if let Some(state) = inner.slots.get_mut(key) {
+                *state = State::Orphaned(orphan);
+            }
+        } else {
+            inner.slots.remove(key);
+        }
+    }
+
+    /// Two loads from memory shared with the kernel.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        !inner.ring.completion().is_empty() || inner.ring.submission().taskrun()
+    }
+
+    /// Ends a turn: submits everything, waits as told, and reaps every completion into `work`.
+    ///
+    /// # Errors
+    ///
+    /// What `io_uring_enter` answered, if it cannot be cured by trying again.
+    pub(crate) fn turn(&self, wait: Wait, work: &mut Work) -> io::Result<()> {
+        self.pool.publish();
+        let mut inner = self.inner.borrow_mut();
+        let entered = inner.enter_as_needed(wait);
+        inner.reap(work);
+        inner.reap_overflow(work);
+        inner.settle_quiet(work);
+        inner.weigh(entered)
+    }
+
+    /// Cancels everything and reaps until nothing is in flight. True if nothing is.
+    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work)) -> bool {
+        let deadline = Instant::now() + limit;
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+        self.inner.borrow_mut().push(cancel.user_data(IGNORED_KEY.user_data()));
+        let mut work = Work::default();
+        while self.inner.borrow().slots.any_in_flight() && Instant::now() < deadline {
+            let patience = Some(Duration::from_millis(10));
+            if self.turn(Wait::AtMost(patience), &mut work).is_err() {
+                break;
+            }
+            run(&mut work);
+        }
+        !self.inner.borrow().slots.any_in_flight()
+    }
+}
+
+/// Runs user code that must not unwind: the operation may still be in flight, and unwinding would
+/// free what the kernel writes to.
+fn hand_over(orphan: &mut dyn Orphan, completion: Completion) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| orphan.take(completion)));
+    if let Err(payload) = outcome {
+        // The hook has printed the panic; the payload's own drop may panic as well.
+        std::mem::forget(payload);
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        if inner.slots.any_in_flight() {
+            // The drain ran out of time: the kernel may still write. Leak, never free.
+            std::mem::forget(std::mem::take(&mut inner.slots));
+            std::mem::forget(Rc::clone(&self.pool));
+        }
+    }
+}
+
+impl Inner {
+    fn start(&mut self, entry: Entry, state: State) -> Key {
+        let quiet = matches!(state, State::Waiting { expected: Some(_), .. });
+        let key = self.slots.insert(state);
+        if quiet {
+            self.quiet.push(key);
+        }
+        self.push(entry.user_data(key.user_data()));
+        key
+    }
+
+    fn rearm(&mut self, key: Key, entry: Entry) {
+        let multishot = self.multishot(key);
+        multishot.armed = true;
+        multishot.stopping = false;
+        self.push(entry.user_data(key.user_data()));
+    }
+
+    fn multishot(&mut self, key: Key) -> &mut Multishot {
+        match self.slots.get_mut(key) {
+            Some(State::Multishot(multishot)) => multishot,
+            _ => unreachable!("a multishot in flight owns a multishot slot"),
+        }
+    }
+
+    fn cancel(&mut self, key: Key) {
+        let builder = CancelBuilder::user_data(key.user_data());
+        // Success says nothing that the operation's own completion does not say.
+        let entry = opcode::AsyncCancel2::new(builder)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(IGNORED_KEY.user_data());
+        self.push(entry);
+    }
+
+    fn arm_wake(&mut self) {
+        // Never drained: each write to the eventfd gives one completion.
+        let poll = opcode::PollAdd::new(types::Fd(self.wake_fd), libc::POLLIN as u32).multi(true);
+        self.push(poll.build().user_data(WAKE_KEY.user_data()));
+    }
+
+    /// Queues an entry. Never loses one: a full queue is submitted first.
+    fn push(&mut self, entry: Entry) {
+        if self.backlog.is_empty() {
+            if self.try_push(&entry) {
+                if self.ring.submission().len() >= FLUSH_ENTRIES {
+                    self.flush();
+                }
+                return;
+            }
+            self.flush();
+            if self.try_push(&entry) {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    fn try_push(&mut self, entry: &Entry) -> bool {
+        // SAFETY: what the entry refers to is owned by an operation, and the operation is kept,
+        // by its future or by its slot, until the kernel has answered for the last time.
+        unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+
+    fn refill(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                return;
+            }
+        }
+    }
+
+    /// Submits without waiting. An error is met again, and weighed, at the end of the turn.
+    fn flush(&mut self) {
+        let _retried = self.enter(0, None);
+    }
+
+    fn enter_as_needed(&mut self, wait: Wait) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            self.refill();
+            if !self.backlog.is_empty() {
+                self.enter(0, None)?;
+            }
+        }
+        let mut wait = wait;
+        if !self.ring.completion().is_empty() {
+            wait = Wait::No;
+        }
+        match wait {
+            Wait::No => {
+                let queue = self.ring.submission();
+                let needed = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+                drop(queue);
+                if needed { self.enter(0, None) } else { Ok(()) }
+            }
+            Wait::AtMost(limit) => self.enter(1, limit.map(sys::clamp_wait)),
+        }
+    }
+
+    /// The one system call of a turn.
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        let queued = self.ring.submission().len() as u32;
+        // Without GETEVENTS a ring with deferred task work delivers nothing, for ever.
+        let mut flags = EnterFlags::GETEVENTS;
+        if self.no_iowait {
+            // Since 6.15: an idle shard does not show as a core that waits for a disk.
+            flags |= EnterFlags::NO_IOWAIT;
+        }
+        self.counters.enters += 1;
+        self.counters.submissions += u64::from(queued);
+        let submitter = self.ring.submitter();
+        let answer = match timeout {
+            None => {
+                // SAFETY: no argument is passed, and the entries obey `try_push`.
+                unsafe { submitter.enter::<libc::sigset_t>(queued, want, flags.bits(), None) }
+            }
+            Some(timeout) => {
+                // Since 5.11 the wait itself carries a timeout, so no entry is spent on it.
+                flags |= EnterFlags::EXT_ARG;
+                let timeout = types::Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timeout);
+                // SAFETY: EXT_ARG says that the argument is of this type; it and the time that
+                // it points to outlive the call.
+                unsafe { submitter.enter(queued, want, flags.bits(), Some(&args)) }
+            }
+        };
+        answer.map(drop)
+    }
+
+    fn reap(&mut self, work: &mut Work) {
+        let Inner { ring, slots, counters, .. } = self;
+        let mut stopped = Vec::new();
+        let mut wake_ended = false;
+        for entry in ring.completion() {
+            counters.completions += 1;
+            let key = Key::from_user_data(entry.user_data());
+            let completion = Completion::from_ring(&entry);
+            match key {
+                WAKE_KEY => wake_ended |= !completion.more(),
+                IGNORED_KEY => {}
+                key => match slots.arrive(key, completion) {
+                    Arrival::Quiet => {}
+                    Arrival::Wake(waker) => work.wakers.push(waker),
+                    Arrival::Stop(waker) => {
+                        work.wakers.extend(waker);
+                        stopped.push(key);
+                    }
+                    Arrival::Orphaned => work.orphans.push((key, completion)),
+                    Arrival::Stale => counters.stale += 1,
+                },
+            }
+        }
+        stopped.into_iter().for_each(|key| self.cancel(key));
+        if wake_ended {
+            self.arm_wake();
+        }
+    }
+
+    /// Completions that did not fit the queue wait in the kernel until they are asked for.
+    fn reap_overflow(&mut self, work: &mut Work) {
+        for _ in 0..OVERFLOW_ROUNDS_MAX {
+            if !self.ring.submission().cq_overflow() {
+                return;
+            }
+            self.counters.overflows += 1;
+            if self.enter(0, None).is_err() {
+                return;
+            }
+            self.reap(work);
+        }
+    }
+
+    /// A quiet operation that was submitted and reported no failure has succeeded.
+    fn settle_quiet(&mut self, work: &mut Work) {
+        if self.quiet.is_empty() || !self.backlog.is_empty() {
+            return;
+        }
+        let queue = self.ring.submission();
+        let unknown = !queue.is_empty() || queue.cq_overflow();
+        drop(queue);
+        if unknown {
+            return;
+        }
+        for key in self.quiet.drain(..) {
+            match self.slots.get_mut(key) {
+                Some(state @ State::Waiting { expected: Some(_), .. }) => {
+                    let State::Waiting { waker, expected: Some(expected) } = state else {
+                        continue;
+                    };
+                    work.wakers.extend(waker.take());
+                    *state = State::Done(Completion::success(*expected));
+                }
+                Some(State::Orphaned(_)) => work.orphans.push((key, Completion::success(0))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Decides what a failed enter means. Everything was reaped before this is asked.
+    fn weigh(&mut self, entered: io::Result<()>) -> io::Result<()> {
+        let Err(error) = entered else {
+            self.failures = 0;
+            return Ok(());
+        };
+        match error.raw_os_error() {
+            // A signal, or the deadline: the clock and the queues decide what is due.
+            Some(libc::EINTR | libc::ETIME) => Ok(()),
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.failures < FAILURES_MAX => {
+                self.failures += 1;
+                if self.failures > 8 {
+                    // The kernel is short of memory. Give it time; never spin.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}
