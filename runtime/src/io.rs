@@ -1,0 +1,81 @@
+//! The pieces that socket types are made of, here and in other crates.
+//!
+//! An [`Operation`] is one request to the kernel, spoken as a ring entry and as a system call;
+//! [`Op`] is the future that carries it. A [`MultishotOperation`] has many answers and is carried by
+//! a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its shard,
+//! while its handle travels, is a [`Resident`].
+
+use std::task::{Context, Poll};
+
+pub use crate::buf::PoolBuffer;
+pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
+pub use crate::fd::{Fd, Interest, set_nonblocking};
+pub use crate::multishot::Multishot;
+pub use crate::op::Op;
+pub use crate::receive::{Ready, ReceivePooled, is_known_blocked, not_ready, short_read};
+pub use crate::resident::{Homed, Release, Resident, ResidentKey, depart, mark_dirty};
+pub use crate::sys::{TRANSFER_BYTES_MAX, accept, recv, send, take_socket_error};
+use crate::{blocking, config, driver, shard};
+
+/// Counts a future that is about to be ready. Pending, and woken at once, when the task being
+/// polled has had its share of this turn.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
+    shard::current().poll_budget(cx)
+}
+
+/// True if the kernel receives into the shard's pool ahead of the reader: on io_uring.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn receives_ahead() -> bool {
+    shard::current().driver.receives_ahead()
+}
+
+/// True if a ring entry for a send can be told to report failures only.
+#[must_use]
+pub fn quiet_sends() -> bool {
+    driver::quiet_sends()
+}
+
+/// Turns the driver, within the current poll, until something under way there has ended: for the
+/// few calls that must not return before. Gives up after a tenth of a second.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[track_caller]
+pub fn settle(ended: impl Fn() -> bool) {
+    shard::current().settle(ended);
+}
+
+/// The bounds of the queues and buffers of each socket.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn limits() -> config::Limits {
+    shard::current().config.limits
+}
+
+/// Runs a closure that blocks on a thread of the pool and returns its result. Starts at the first
+/// poll; if the future is dropped, the closure does not run, or its result is dropped.
+///
+/// # Panics
+///
+/// Outside of a runtime, and where the closure does.
+pub async fn offload<F, T>(f: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    blocking::offload(f).await
+}

@@ -1,0 +1,37 @@
+//! The runtime under the `annulus` crate: executor, drivers, timers and buffers of one thread.
+//!
+//! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
+//! further operations or socket types: [`io`] holds the pieces.
+//!
+//! The layers, each of which uses only those before it: `sys`, `sync`; `executor`, `timers`, `buf`,
+//! `fd`; `driver`; `shard` (the loop) with `resident`; `op`, `multishot`, `receive`, `task`, `time`,
+//! `blocking`, `runtime`.
+
+#![cfg(target_os = "linux")]
+
+mod blocking;
+mod buf;
+mod config;
+mod driver;
+mod error;
+mod executor;
+mod fd;
+mod multishot;
+mod op;
+mod receive;
+mod resident;
+mod runtime;
+mod shard;
+mod sync;
+mod sys;
+mod timers;
+
+pub mod io;
+pub mod task;
+pub mod time;
+
+pub use config::{ConfigError, Driver, Limits};
+pub use driver::{Cause, DriverInfo, Refusal, Stage};
+pub use error::BuildError;
+pub use runtime::{Builder, Runtime, driver_info};
+pub use task::{JoinError, JoinHandle, spawn};

@@ -1,0 +1,106 @@
+//! `Multishot`: the stream that carries one operation with many answers.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+
+use crate::driver::operation::MultishotOperation;
+use crate::op::Flight;
+use crate::shard;
+
+/// A stream of the kernel's answers to one request.
+///
+/// The request is made at the first poll, and made again when the kernel has ended it and all its
+/// answers were taken: so the stream itself never ends. An item that says that nothing more will
+/// come (the end of a stream, an error) is for the owner to obey.
+///
+/// # Cancel safety
+///
+/// Answers wait here, in order, until they are taken: a caller of
+/// [`poll_next`](Multishot::poll_next) that goes away loses none. Dropping the `Multishot` itself
+/// disposes of the answers that wait and of those still to come.
+///
+/// # Panics
+///
+/// As [`Op`](crate::io::Op).
+#[must_use = "streams do nothing unless polled"]
+pub struct Multishot<T: MultishotOperation> {
+    /// Taken only by drop.
+    operation: Option<T>,
+    flight: Flight,
+}
+
+impl<T: MultishotOperation> Multishot<T> {
+    /// A stream for this operation.
+    pub fn new(operation: T) -> Multishot<T> {
+        Multishot { operation: Some(operation), flight: Flight::default() }
+    }
+
+    /// The next answer. Arms the request if it is not armed.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<T::Item> {
+        let shard = shard::current();
+        self.flight.check(&shard);
+        let operation = self.operation.as_mut().expect("taken by drop only");
+        let answer = shard.driver.poll_multishot(&mut self.flight.key, operation, cx.waker());
+        self.flight.note(&shard);
+        answer.map(|completion| operation.item(completion))
+    }
+
+    /// An answer that has arrived, without asking the kernel for more.
+    pub fn pop(&mut self) -> Option<T::Item> {
+        let shard = shard::current();
+        self.flight.check(&shard);
+        let completion = shard.driver.pop_multishot(self.flight.key)?;
+        self.operation.as_mut().map(|operation| operation.item(completion))
+    }
+
+    /// The operation.
+    #[must_use]
+    pub fn operation(&self) -> &T {
+        self.operation.as_ref().expect("taken by drop only")
+    }
+
+    /// True while the kernel may still answer.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        shard::current().driver.is_armed(self.flight.key)
+    }
+
+    /// Asks the kernel to stop. Answers under way still arrive; then the request is no longer
+    /// armed, until the next [`poll_next`](Multishot::poll_next).
+    pub fn stop(&mut self) {
+        shard::current().driver.stop_multishot(self.flight.key);
+    }
+
+    /// Stops the request and waits, in the kernel and for no longer than it takes to say so, until
+    /// it has ended. Answers that came before the end can be [popped](Multishot::pop).
+    pub fn stop_now(&mut self) {
+        self.stop();
+        shard::current().settle(|| !self.is_armed());
+    }
+}
+
+impl<T: MultishotOperation> Stream for Multishot<T> {
+    type Item = T::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
+        self.get_mut().poll_next(cx).map(Some)
+    }
+}
+
+impl<T: MultishotOperation> Drop for Multishot<T> {
+    fn drop(&mut self) {
+        if let (Some((shard, key)), Some(operation)) = (self.flight.end(), self.operation.take()) {
+            shard.driver.orphan_multishot(key, operation);
+        }
+    }
+}
+
+impl<T: MultishotOperation> fmt::Debug for Multishot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_flight = self.flight.key.is_some();
+        f.debug_struct("Multishot").field("in_flight", &in_flight).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! `Op`: the future that carries one operation.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+
+use crate::driver::Key;
+use crate::driver::operation::Operation;
+use crate::shard::{self, Shard};
+
+/// A future that makes one request to the kernel and resolves to its answer.
+///
+/// Nothing happens before the first poll. The operation stays in the future: no allocation is made
+/// for it.
+///
+/// # Cancel safety
+///
+/// Dropping the future asks the kernel to give the request up, and never waits for it. What the
+/// operation owns is kept until the kernel has answered for the last time; an answer that comes
+/// after the drop is disposed of: an accepted socket is closed, a buffer freed. An operation whose
+/// late answer must not be lost has to be polled to its end by its owner, as the streams do.
+///
+/// # Panics
+///
+/// When it is polled outside of a runtime, on another shard than where it began, or after it was
+/// ready.
+#[must_use = "futures do nothing unless polled"]
+pub struct Op<T: Operation> {
+    /// Taken when the future is ready, or when it is dropped in flight.
+    operation: Option<T>,
+    flight: Flight,
+}
+
+impl<T: Operation> Op<T> {
+    /// A future for this operation.
+    pub fn new(operation: T) -> Op<T> {
+        Op { operation: Some(operation), flight: Flight::default() }
+    }
+
+    /// The operation, unless the future has been ready.
+    pub fn operation(&self) -> Option<&T> {
+        self.operation.as_ref()
+    }
+}
+
+impl<T: Operation> Future for Op<T> {
+    type Output = T::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T::Output> {
+        let this = self.get_mut();
+        let shard = shard::current();
+        this.flight.check(&shard);
+        let operation = this.operation.as_mut().expect("an operation is not polled once ready");
+        let answer = shard.driver.poll_op(&mut this.flight.key, operation, cx.waker());
+        this.flight.note(&shard);
+        let Poll::Ready(result) = answer else { return Poll::Pending };
+        let operation = this.operation.take().expect("just used");
+        Poll::Ready(operation.complete(result))
+    }
+}
+
+impl<T: Operation> Drop for Op<T> {
+    fn drop(&mut self) {
+        if let (Some((shard, key)), Some(operation)) = (self.flight.end(), self.operation.take()) {
+            shard.driver.orphan(key, operation);
+        }
+    }
+}
+
+impl<T: Operation> fmt::Debug for Op<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Op").field("in_flight", &self.flight.key.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Where an operation is in flight. Stays on the shard's thread.
+#[derive(Default)]
+pub(crate) struct Flight {
+    pub(crate) key: Option<Key>,
+    /// A shard that is gone was drained: nothing is in flight there.
+    shard: Weak<Shard>,
+    _stays: PhantomData<*const ()>,
+}
+
+impl Flight {
+    /// # Panics
+    ///
+    /// If the flight began on another shard.
+    pub(crate) fn check(&self, shard: &Rc<Shard>) {
+        assert!(
+            self.key.is_none() || std::ptr::eq(self.shard.as_ptr(), Rc::as_ptr(shard)),
+            "an operation in flight was polled within another runtime than where it began"
+        );
+    }
+
+    /// Remembers where the flight began.
+    pub(crate) fn note(&mut self, shard: &Rc<Shard>) {
+        if self.key.is_some() && !std::ptr::eq(self.shard.as_ptr(), Rc::as_ptr(shard)) {
+            self.shard = Rc::downgrade(shard);
+        }
+    }
+
+    /// The future goes: where its operation must be left, if it is in flight.
+    pub(crate) fn end(&mut self) -> Option<(Rc<Shard>, Key)> {
+        let key = self.key.take()?;
+        Some((self.shard.upgrade()?, key))
+    }
+}

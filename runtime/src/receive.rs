@@ -1,0 +1,160 @@
+//! Receiving into the shard's pool, and waiting for a descriptor to be ready.
+
+use std::io;
+use std::rc::Rc;
+
+use io_uring::opcode;
+use io_uring::types;
+
+use crate::buf::{GROUP, Pool, PoolBuffer};
+use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
+use crate::fd::{Fd, Interest};
+use crate::shard;
+use crate::sys;
+
+/// Receives whatever comes, each time into a buffer of the shard's pool.
+///
+/// An item with an empty or absent buffer is the end of the stream. `ENOBUFS` means that the pool
+/// was dry.
+#[derive(Debug)]
+pub struct ReceivePooled {
+    fd: Rc<Fd>,
+    pool: Rc<Pool>,
+    queued_max: usize,
+}
+
+impl ReceivePooled {
+    /// Receives from a stream socket.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    #[must_use]
+    #[track_caller]
+    pub fn new(fd: Rc<Fd>) -> ReceivePooled {
+        let shard = shard::current();
+        let pool = Rc::clone(shard.driver.pool());
+        let queued_max = (shard.config.limits.recv_queue_bytes_max / pool.buffer_bytes()).max(1);
+        ReceivePooled { fd, pool, queued_max }
+    }
+
+    /// True while the pool has a buffer to receive into.
+    #[must_use]
+    pub fn has_buffers(&self) -> bool {
+        self.pool.has_free()
+    }
+}
+
+// SAFETY: the entry refers to no memory but the pool's, which the driver and this value keep.
+unsafe impl MultishotOperation for ReceivePooled {
+    type Item = io::Result<Option<PoolBuffer>>;
+
+    /// Buffers are counted, not bytes: small messages take whole ones.
+    fn queued_max(&self) -> usize {
+        self.queued_max
+    }
+
+    fn entry(&mut self) -> Entry {
+        opcode::RecvMulti::new(types::Fd(self.fd.raw()), GROUP).build()
+    }
+
+    fn call(&mut self) -> io::Result<Completion> {
+        let no_buffers = || io::Error::from_raw_os_error(libc::ENOBUFS);
+        let buffer = self.pool.take().ok_or_else(no_buffers)?;
+        match self.pool.with_taken(buffer, |bytes| sys::recv(self.fd.raw(), bytes, 0)) {
+            Ok(count) => Ok(Completion::with_buffer(count as u32, buffer)),
+            Err(error) => {
+                self.pool.untake(buffer);
+                Err(error)
+            }
+        }
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.fd
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Read
+    }
+
+    fn item(&mut self, completion: Completion) -> Self::Item {
+        // The buffer first: it returns to the pool whatever the result says.
+        let length = completion.result().unwrap_or(0);
+        let buffer = completion.buffer().map(|buffer| self.pool.lend(buffer, length));
+        completion.result().map(|length| buffer.filter(|_| length > 0))
+    }
+}
+
+/// Waits until a descriptor is ready, as `poll(2)` does.
+#[derive(Debug)]
+pub struct Ready {
+    fd: Rc<Fd>,
+    interest: Interest,
+}
+
+impl Ready {
+    /// Waits for this descriptor. Call [`not_ready`] first if a call has just said so.
+    #[must_use]
+    pub fn new(fd: Rc<Fd>, interest: Interest) -> Ready {
+        Ready { fd, interest }
+    }
+}
+
+// SAFETY: the entry refers to no memory.
+unsafe impl Operation for Ready {
+    type Output = io::Result<()>;
+
+    fn entry(&mut self) -> Entry {
+        let events = match self.interest {
+            Interest::Read => libc::POLLIN | libc::POLLRDHUP,
+            Interest::Write => libc::POLLOUT,
+        };
+        opcode::PollAdd::new(types::Fd(self.fd.raw()), events as u32).build()
+    }
+
+    fn call(&mut self) -> io::Result<u32> {
+        // The epoll driver asks only while it does not know better.
+        Ok(0)
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.fd
+    }
+
+    fn interest(&self) -> Interest {
+        self.interest
+    }
+
+    fn complete(self, result: io::Result<u32>) -> Self::Output {
+        result.map(drop)
+    }
+}
+
+/// Tells the driver that a direct call on the descriptor would have blocked, so that a [`Ready`]
+/// made next waits for a change.
+///
+/// # Errors
+///
+/// Those of `epoll_ctl(2)`.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[track_caller]
+pub fn not_ready(fd: &Fd, interest: Interest) -> io::Result<()> {
+    shard::current().driver.not_ready(fd, interest)
+}
+
+/// Tells the driver that a read took less than it could have, so that the next one need not ask.
+pub fn short_read(fd: &Fd) {
+    if let Some(registration) = fd.registration() {
+        registration.readiness.clear_after_short_read();
+    }
+}
+
+/// True if a call on the descriptor is known to block now.
+#[must_use]
+pub fn is_known_blocked(fd: &Fd, interest: Interest) -> bool {
+    fd.registration().is_some_and(|registration| !registration.readiness.is_ready(interest))
+}

@@ -1,0 +1,272 @@
+//! Values that live on one shard, with handles that may travel.
+//!
+//! A stream's state is made of `Rc`s and cells and must stay on its thread; the stream itself is
+//! `Send`. So the state is a resident of the shard, and the stream holds a [`Homed`]: two numbers.
+//! At home they find the state, elsewhere they give an error, and dropped elsewhere they send word
+//! home.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use slab::Slab;
+
+use crate::executor::ShardId;
+use crate::shard;
+
+/// A value that lives on a shard.
+pub trait Resident: 'static {
+    /// Called once at the end of the turn in which [`mark_dirty`] named the value.
+    fn write_out(self: Rc<Self>) {}
+
+    /// The handle is gone. A value that still has something to do answers [`Release::Linger`] and
+    /// calls [`depart`] later.
+    fn release(self: Rc<Self>) -> Release {
+        Release::Depart
+    }
+
+    /// For [`Homed::get`]: `self`.
+    fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
+}
+
+/// What becomes of a resident whose handle is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It is dropped now.
+    Depart,
+    /// It stays until it departs by itself, or the shard ends.
+    Linger,
+}
+
+/// Where a resident is found on its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidentKey {
+    shard: ShardId,
+    index: u32,
+    generation: u32,
+}
+
+/// A handle to a [`Resident`]. It can be sent to other threads, where it can only be dropped.
+pub struct Homed<T: Resident> {
+    key: ResidentKey,
+    _value: PhantomData<fn() -> T>,
+}
+
+impl<T: Resident> Homed<T> {
+    /// Makes the value a resident of the current shard. The closure is told its key.
+    ///
+    /// # Errors
+    ///
+    /// If no runtime runs on this thread.
+    pub fn new(make: impl FnOnce(ResidentKey) -> T) -> io::Result<Homed<T>> {
+        let Some(shard) = shard::try_current() else {
+            return Err(io::Error::other(
+                "no annulus runtime on this thread: make this within Runtime::block_on, \
+                 #[annulus::main] or a task spawned there",
+            ));
+        };
+        let key = shard.residents.reserve(shard.id);
+        let value = Rc::new(make(key));
+        shard.residents.settle(key, value);
+        Ok(Homed { key, _value: PhantomData })
+    }
+
+    /// The value, on its own shard.
+    ///
+    /// # Errors
+    ///
+    /// Elsewhere, and after the shard's end.
+    pub fn get(&self) -> io::Result<Rc<T>> {
+        let found = shard::try_current()
+            .filter(|shard| shard.id == self.key.shard)
+            .and_then(|shard| shard.residents.get(self.key));
+        found.and_then(|value| value.into_any().downcast().ok()).ok_or_else(|| self.away())
+    }
+
+    /// Runs a closure with the value on its shard: now at home, by mail from elsewhere, not at all
+    /// after the shard's end.
+    pub fn visit(&self, f: impl FnOnce(Rc<T>) + Send + 'static) {
+        if let Ok(value) = self.get() {
+            return f(value);
+        }
+        let key = self.key;
+        let call = move || {
+            let shard = shard::try_current().filter(|shard| shard.id == key.shard);
+            let value = shard.and_then(|shard| shard.residents.get(key));
+            if let Some(value) = value.and_then(|value| value.into_any().downcast().ok()) {
+                f(value);
+            }
+        };
+        shard::mail_to(key.shard, Box::new(call));
+    }
+
+    /// Takes the value out of the shard, without releasing it.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Homed::get); the handle is given back.
+    pub fn take(self) -> Result<Rc<T>, (Homed<T>, io::Error)> {
+        match self.get() {
+            Ok(value) => {
+                depart(self.key);
+                Ok(value)
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    #[cold]
+    fn away(&self) -> io::Error {
+        io::Error::other(if shard::try_current().is_some_and(|shard| shard.id == self.key.shard) {
+            "this socket has been taken apart already"
+        } else {
+            "this socket belongs to another shard, or to a runtime that has ended: use it on the \
+             shard where it was made"
+        })
+    }
+}
+
+impl<T: Resident> Drop for Homed<T> {
+    fn drop(&mut self) {
+        let key = self.key;
+        match shard::try_current() {
+            Some(shard) if shard.id == key.shard => shard.residents.release(key),
+            _ => shard::mail_to(
+                key.shard,
+                Box::new(move || {
+                    if let Some(shard) = shard::try_current() {
+                        shard.residents.release(key);
+                    }
+                }),
+            ),
+        }
+    }
+}
+
+impl<T: Resident> fmt::Debug for Homed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Homed").field("key", &self.key).finish()
+    }
+}
+
+/// Has [`Resident::write_out`] called at the end of this turn, once however often this is called.
+///
+/// Does nothing on another shard than the resident's.
+pub fn mark_dirty(key: ResidentKey) {
+    if let Some(shard) = shard::try_current().filter(|shard| shard.id == key.shard) {
+        shard.residents.mark_dirty(key);
+    }
+}
+
+/// Drops a resident that lingered.
+pub fn depart(key: ResidentKey) {
+    if let Some(shard) = shard::try_current().filter(|shard| shard.id == key.shard) {
+        drop(shard.residents.remove(key));
+    }
+}
+
+struct Place {
+    generation: u32,
+    dirty: bool,
+    /// Empty while the value is being made.
+    value: Option<Rc<dyn Resident>>,
+}
+
+/// All residents of a shard. No borrow is held while their code runs.
+#[derive(Default)]
+pub(crate) struct Residents {
+    places: RefCell<Slab<Place>>,
+    dirty: RefCell<Vec<ResidentKey>>,
+    generation: Cell<u32>,
+}
+
+impl Residents {
+    fn reserve(&self, shard: ShardId) -> ResidentKey {
+        let generation = self.generation.get().wrapping_add(1);
+        self.generation.set(generation);
+        let place = Place { generation, dirty: false, value: None };
+        let index = self.places.borrow_mut().insert(place) as u32;
+        ResidentKey { shard, index, generation }
+    }
+
+    fn settle(&self, key: ResidentKey, value: Rc<dyn Resident>) {
+        self.with(key, |place| place.value = Some(value));
+    }
+
+    fn with<R>(&self, key: ResidentKey, f: impl FnOnce(&mut Place) -> R) -> Option<R> {
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(key.index as usize)?;
+        (place.generation == key.generation).then(|| f(place))
+    }
+
+    fn get(&self, key: ResidentKey) -> Option<Rc<dyn Resident>> {
+        self.with(key, |place| place.value.clone()).flatten()
+    }
+
+    fn remove(&self, key: ResidentKey) -> Option<Rc<dyn Resident>> {
+        let value = self.with(key, |place| place.value.take())?;
+        self.places.borrow_mut().remove(key.index as usize);
+        value
+    }
+
+    fn release(&self, key: ResidentKey) {
+        let Some(value) = self.get(key) else { return };
+        match value.release() {
+            Release::Depart => drop(self.remove(key)),
+            Release::Linger => {}
+        }
+    }
+
+    fn mark_dirty(&self, key: ResidentKey) {
+        let fresh = self.with(key, |place| !std::mem::replace(&mut place.dirty, true));
+        if fresh == Some(true) {
+            self.dirty.borrow_mut().push(key);
+        }
+    }
+
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.borrow().is_empty()
+    }
+
+    /// Lets those marked dirty write out. Who is marked meanwhile has to wait for the next turn.
+    pub(crate) fn write_out(&self) {
+        let mut marked = self.dirty.take();
+        for key in marked.drain(..) {
+            let value = self.with(key, |place| {
+                place.dirty = false;
+                place.value.clone()
+            });
+            if let Some(value) = value.flatten() {
+                value.write_out();
+            }
+        }
+        // The capacity is used again.
+        let mut dirty = self.dirty.borrow_mut();
+        if dirty.is_empty() {
+            *dirty = marked;
+        }
+    }
+
+    /// At the shard's end: as if every handle had been dropped.
+    pub(crate) fn release_all(&self) {
+        let keys: Vec<(usize, u32)> =
+            self.places.borrow().iter().map(|(index, place)| (index, place.generation)).collect();
+        let Some(shard) = shard::try_current() else { return };
+        for (index, generation) in keys {
+            self.release(ResidentKey { shard: shard.id, index: index as u32, generation });
+        }
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        self.places.borrow().iter().any(|(_, place)| place.value.is_some())
+    }
+
+    pub(crate) fn clear(&self) {
+        let places = self.places.take();
+        drop(places);
+        self.dirty.take();
+    }
+}

@@ -1,0 +1,189 @@
+//! Building a runtime and running a future on it.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::{Config, Driver};
+use crate::driver::DriverInfo;
+use crate::error::BuildError;
+use crate::shard::{self, Shard};
+
+/// A runtime: the shard of the thread that made it.
+///
+/// It stays on that thread. Dropping it drops every task, closes every socket and cancels every
+/// operation in flight, and returns when the kernel has let go of all memory; bytes that streams
+/// have not yet sent are given a second to leave.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// let runtime = annulus_runtime::Runtime::new()?;
+/// let answer = runtime.block_on(async { 42 });
+/// assert_eq!(answer, 42);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Runtime {
+    shard: Rc<Shard>,
+}
+
+impl Runtime {
+    /// A runtime with the defaults, and what the environment says of them: see [`Builder`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Runtime, BuildError> {
+        Runtime::builder().build()
+    }
+
+    /// Settings for a runtime.
+    pub fn builder() -> Builder {
+        Builder { config: Config::default() }
+    }
+
+    /// Runs a future on this thread until it is ready, and everything it spawns meanwhile.
+    ///
+    /// Tasks that are not done by then stand still until the next call.
+    ///
+    /// # Panics
+    ///
+    /// Within a runtime, this one or another: a thread runs one at a time. If the future panics,
+    /// so does this call, and the runtime can be used again.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.shard.block_on(future)
+    }
+
+    /// Which driver runs, and if it is not io_uring, why.
+    #[must_use]
+    pub fn driver(&self) -> DriverInfo {
+        self.shard.driver_info.clone()
+    }
+}
+
+impl Drop for Runtime {
+    /// # Panics
+    ///
+    /// Within one of the runtime's own tasks, which cannot end what it runs on.
+    fn drop(&mut self) {
+        let within = shard::try_current().is_some_and(|current| Rc::ptr_eq(&current, &self.shard));
+        if within && std::thread::panicking() {
+            // A second panic would end the process. The shard goes with it, or with the thread.
+            return;
+        }
+        assert!(!within, "a runtime cannot be dropped within one of its own tasks");
+        self.shard.close();
+    }
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").field("driver", &self.shard.driver_info).finish_non_exhaustive()
+    }
+}
+
+/// Which driver runs on this shard, and if it is not io_uring, why.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// annulus_runtime::Runtime::new()?.block_on(async {
+///     println!("driver: {}", annulus_runtime::driver_info());
+/// });
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn driver_info() -> DriverInfo {
+    shard::current().driver_info.clone()
+}
+
+/// Settings for a [`Runtime`].
+///
+/// The environment overrides them, for every program built on this crate:
+/// `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES`, `ANNULUS_SPIN_US`.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::{Driver, Runtime};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let runtime = Runtime::builder().driver(Driver::Epoll).build()?;
+/// assert_eq!(runtime.driver().driver(), Driver::Epoll);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "settings do nothing until `build` is called"]
+pub struct Builder {
+    config: Config,
+}
+
+impl Builder {
+    /// Which driver to use. `Auto`, the default, takes io_uring where it works.
+    pub fn driver(mut self, driver: Driver) -> Builder {
+        self.config.driver = driver;
+        self
+    }
+
+    /// Entries of the submission queue, rounded up to a power of two. Default 256.
+    ///
+    /// More operations than that may be in flight; this is how many are handed over at a time.
+    pub fn ring_entries(mut self, entries: u32) -> Builder {
+        self.config.ring_entries = entries;
+        self
+    }
+
+    /// The receive buffers that the shard's streams share: how many (rounded up to a power of
+    /// two), and the bytes of each. Default 1024 of 4096 bytes.
+    ///
+    /// They cost memory once they have been used. A stream that finds none receives all the same,
+    /// with one more system call.
+    pub fn recv_pool(mut self, buffers: u32, bytes: u32) -> Builder {
+        self.config.recv_pool_buffers = buffers;
+        self.config.recv_pool_buffer_bytes = bytes;
+        self
+    }
+
+    /// How long an idle shard watches for news before it sleeps. Default: not at all.
+    ///
+    /// Waking a sleeping core costs some 20 µs of latency; watching costs that core. Worth it with
+    /// few connections and a core to spare.
+    pub fn spin(mut self, limit: Duration) -> Builder {
+        self.config.spin = limit;
+        self
+    }
+
+    /// How many tasks are polled between two looks at sockets, timers and other threads' wakes.
+    /// Default 64.
+    pub fn event_interval(mut self, polls: u32) -> Builder {
+        self.config.event_interval = polls;
+        self
+    }
+
+    /// Starts with the clock paused, for tests: see [`time::pause`](crate::time::pause).
+    pub fn start_paused(mut self, paused: bool) -> Builder {
+        self.config.start_paused = paused;
+        self
+    }
+
+    /// Makes the runtime, on this thread.
+    ///
+    /// # Errors
+    ///
+    /// A setting, or a variable of the environment, that cannot be used; a refusal of io_uring if
+    /// it was asked for by name, with the cause and the remedy; no descriptor or memory left.
+    pub fn build(self) -> Result<Runtime, BuildError> {
+        let config = self.config.with_environment()?;
+        Ok(Runtime { shard: Shard::new(config)? })
+    }
+}

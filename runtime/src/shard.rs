@@ -1,0 +1,324 @@
+//! A shard: one thread with its driver, executor, timers, buffers and mailbox, and the loop that
+//! turns them.
+//!
+//! The turn, in order: run ready tasks (a budget), take the mail, let dirty residents write out,
+//! enter the kernel once (and wait there if nothing is ready), hand out what arrived, fire timers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::driver::{Driver, DriverInfo, Wait, Work};
+use crate::error::BuildError;
+use crate::executor::{Executor, Mailbox, RootWaker, ShardId};
+use crate::resident::Residents;
+use crate::sync::Arc;
+use crate::sys::EventFd;
+use crate::timers::{self, Clock, Timers};
+
+/// How many turns a request that was told to stop is waited for. The kernel needs one or two.
+const SETTLE_TURNS_MAX: u32 = 100;
+
+pub(crate) struct Shard {
+    pub(crate) id: ShardId,
+    pub(crate) config: Config,
+    pub(crate) executor: Executor,
+    pub(crate) timers: RefCell<Timers>,
+    pub(crate) clock: Clock,
+    pub(crate) driver: Driver,
+    pub(crate) driver_info: DriverInfo,
+    pub(crate) residents: Residents,
+    mailbox: Arc<Mailbox>,
+    root_woken: Cell<bool>,
+    /// How many more times a future of the task being polled may be ready in this poll.
+    budget: Cell<u32>,
+    /// Kept for its capacity.
+    work: Cell<Work>,
+}
+
+impl Shard {
+    /// Makes a shard that runs on this thread.
+    pub(crate) fn new(config: Config) -> Result<Rc<Shard>, BuildError> {
+        let bell = EventFd::new().map_err(|error| BuildError::Io("making an eventfd", error))?;
+        let id = ShardId::next();
+        let mailbox = Mailbox::new(id, bell);
+        let (driver, driver_info) = Driver::choose(&config, mailbox.eventfd().raw_fd())?;
+        let shard = Rc::new(Shard {
+            id,
+            executor: Executor::new(Arc::clone(&mailbox)),
+            timers: RefCell::new(Timers::new()),
+            clock: Clock::new(),
+            driver,
+            driver_info,
+            residents: Residents::default(),
+            root_woken: Cell::new(false),
+            budget: Cell::new(config.task_budget),
+            work: Cell::default(),
+            mailbox: Arc::clone(&mailbox),
+            config,
+        });
+        if shard.config.start_paused {
+            let _was_running = shard.clock.pause();
+        }
+        lock_registry().insert(id, mailbox);
+        Ok(shard)
+    }
+
+    /// Runs a future, and everything spawned meanwhile, until the future is ready.
+    pub(crate) fn block_on<F: Future>(self: &Rc<Self>, future: F) -> F::Output {
+        assert!(
+            try_current().is_none(),
+            "block_on was called within a runtime: a thread runs one runtime at a time. Use \
+             `.await` or `spawn` here, or call block_on on another thread"
+        );
+        let _current = Entered::new(self);
+        let _at_work = self.executor.enter();
+        let root = RootWaker::new(Arc::clone(&self.mailbox));
+        let waker = root.waker();
+        let mut cx = Context::from_waker(&waker);
+        let mut future = pin!(future);
+        let mut woken = true;
+        loop {
+            if woken {
+                self.renew_budget();
+                if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+                    return output;
+                }
+            }
+            woken = self.turn(&root);
+        }
+    }
+
+    /// One round of the loop. True if the root future was woken.
+    fn turn(&self, root: &RootWaker) -> bool {
+        self.executor.run(self.config.event_interval, || self.renew_budget());
+        self.executor.take_mail();
+        self.residents.write_out();
+        let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
+        self.enter(wait);
+        self.mailbox.awake();
+        self.fire_timers();
+        self.notice_root(root);
+        self.root_woken.take()
+    }
+
+    /// Keeps in mind that the root future was woken, until the turn has ended.
+    fn notice_root(&self, root: &RootWaker) {
+        if root.take_woken() {
+            self.root_woken.set(true);
+        }
+    }
+
+    fn has_ready(&self, root: &RootWaker) -> bool {
+        self.notice_root(root);
+        self.root_woken.get() || self.executor.has_ready() || self.residents.has_dirty()
+    }
+
+    /// Nothing is ready: how long to wait.
+    fn idle(&self, root: &RootWaker) -> Wait {
+        if self.clock.is_paused() {
+            return self.idle_paused(root);
+        }
+        if !self.config.spin.is_zero() && self.spin(root) {
+            return Wait::No;
+        }
+        self.wait_at_most(self.until_next_timer())
+    }
+
+    fn until_next_timer(&self) -> Option<Duration> {
+        let deadline = self.timers.borrow().next_deadline()?;
+        Some(Duration::from_nanos(deadline.saturating_sub(self.clock.now_ns())))
+    }
+
+    fn wait_at_most(&self, left: Option<Duration>) -> Wait {
+        if self.mailbox.prepare_sleep() { Wait::AtMost(left) } else { Wait::No }
+    }
+
+    /// With a paused clock, waiting for a timer means moving the clock: not before the kernel has
+    /// been asked once more, and not while a blocking job needs real time.
+    fn idle_paused(&self, root: &RootWaker) -> Wait {
+        self.enter(Wait::No);
+        if self.has_ready(root) || !self.mailbox.is_empty() {
+            return Wait::No;
+        }
+        let deadline = self.timers.borrow().next_deadline();
+        match deadline {
+            Some(deadline) if self.clock.auto_advance_to(deadline) => Wait::No,
+            _ => self.wait_at_most(None),
+        }
+    }
+
+    /// Watches for news for a while before sleeping. True if some came.
+    fn spin(&self, root: &RootWaker) -> bool {
+        // What is queued must be on its way before anything can come back.
+        self.enter(Wait::No);
+        let limit = self.config.spin.min(self.until_next_timer().unwrap_or(Duration::MAX));
+        let until = Instant::now() + limit;
+        while !self.has_ready(root) && self.mailbox.is_empty() {
+            if self.driver.has_news() {
+                self.enter(Wait::No);
+            }
+            if Instant::now() >= until {
+                return self.has_ready(root);
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// Enters the kernel and hands out what it brought.
+    fn enter(&self, wait: Wait) {
+        let mut work = self.work.take();
+        let entered = self.driver.turn(wait, &mut work);
+        self.hand_out(&mut work);
+        self.work.set(work);
+        if let Err(error) = entered {
+            panic!("the kernel refuses to wait for I/O on this shard: {error}");
+        }
+    }
+
+    fn hand_out(&self, work: &mut Work) {
+        for (key, completion) in work.orphans.drain(..) {
+            self.driver.dispose(key, completion);
+        }
+        timers::wake_all(&mut work.wakers);
+    }
+
+    fn fire_timers(&self) {
+        if self.timers.borrow().len() == 0 {
+            return;
+        }
+        let mut work = self.work.take();
+        self.timers.borrow_mut().expire(self.clock.now_ns(), &mut work.wakers);
+        self.hand_out(&mut work);
+        self.work.set(work);
+    }
+
+    /// Turns the driver until something under way there has ended, for a bounded number of turns.
+    pub(crate) fn settle(&self, ended: impl Fn() -> bool) {
+        for _ in 0..SETTLE_TURNS_MAX {
+            if ended() {
+                return;
+            }
+            self.enter(Wait::AtMost(Some(Duration::from_millis(1))));
+        }
+    }
+
+    fn renew_budget(&self) {
+        self.budget.set(self.config.task_budget);
+    }
+
+    /// Counts a future that is about to be ready. A task whose futures are always ready is told
+    /// to wait for its next turn once in a while, so that others have theirs.
+    pub(crate) fn poll_budget(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let left = self.budget.get();
+        if left == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.budget.set(left - 1);
+        Poll::Ready(())
+    }
+
+    /// Ends everything on this shard: tasks, sockets, timers, operations in flight.
+    pub(crate) fn close(self: &Rc<Self>) {
+        let _current = Entered::new(self);
+        let _at_work = self.executor.enter();
+        lock_registry().remove(&self.id);
+        self.executor.close();
+        self.residents.release_all();
+        self.send_what_is_unsent();
+        self.residents.clear();
+        let mut wakers = Vec::new();
+        self.timers.borrow_mut().drain(&mut wakers);
+        drop(wakers);
+        let drained = self.driver.drain(self.config.drain_timeout, |work| self.hand_out(work));
+        if !drained {
+            // The kernel may still write to what operations own. A shard that stays reachable
+            // keeps them, also those whose future is dropped later.
+            std::mem::forget(Rc::clone(self));
+        }
+    }
+
+    fn send_what_is_unsent(&self) {
+        let deadline = Instant::now() + self.config.drain_timeout;
+        while self.residents.any() && Instant::now() < deadline {
+            self.residents.write_out();
+            if self.residents.any() {
+                self.enter(Wait::AtMost(Some(Duration::from_millis(10))));
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The shard that runs on this thread. Kept alive by the `Entered` that set it.
+    static CURRENT: Cell<Option<NonNull<Shard>>> = const { Cell::new(None) };
+}
+
+/// Makes a shard the current one until it is dropped.
+struct Entered<'a> {
+    _shard: &'a Rc<Shard>,
+    before: Option<NonNull<Shard>>,
+}
+
+impl<'a> Entered<'a> {
+    fn new(shard: &'a Rc<Shard>) -> Entered<'a> {
+        let pointer = NonNull::new(Rc::as_ptr(shard).cast_mut());
+        Entered { _shard: shard, before: CURRENT.replace(pointer) }
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        CURRENT.set(self.before);
+    }
+}
+
+/// The shard that runs on this thread, if one does.
+pub(crate) fn try_current() -> Option<Rc<Shard>> {
+    let pointer = CURRENT.get()?.as_ptr().cast_const();
+    // SAFETY: the pointer came from an Rc that the `Entered` which set it still borrows, and it is
+    // this thread's own.
+    unsafe { Rc::increment_strong_count(pointer) };
+    // SAFETY: as above; the count made here is the one that this Rc gives back.
+    Some(unsafe { Rc::from_raw(pointer) })
+}
+
+/// The shard that runs on this thread.
+///
+/// # Panics
+///
+/// If none does.
+#[track_caller]
+pub(crate) fn current() -> Rc<Shard> {
+    match try_current() {
+        Some(shard) => shard,
+        None => panic!(
+            "no annulus runtime on this thread: call this within Runtime::block_on, \
+             #[annulus::main] or a task spawned there"
+        ),
+    }
+}
+
+/// The mailboxes of all shards that are alive. Only rare errands look here.
+static REGISTRY: Mutex<BTreeMap<ShardId, Arc<Mailbox>>> = Mutex::new(BTreeMap::new());
+
+fn lock_registry() -> std::sync::MutexGuard<'static, BTreeMap<ShardId, Arc<Mailbox>>> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a closure on another shard, soon. Drops it if that shard has ended.
+pub(crate) fn mail_to(id: ShardId, call: Box<dyn FnOnce() + Send>) {
+    let mailbox = lock_registry().get(&id).cloned();
+    if let Some(mailbox) = mailbox {
+        mailbox.push_call(call);
+    }
+}
