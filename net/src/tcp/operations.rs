@@ -1,0 +1,199 @@
+//! Accept, connect and send: each as an entry of the ring and as a system call.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use annulus_runtime::io::{
+    Completion, Entry, Fd, Interest, MultishotOperation, Operation, TRANSFER_BYTES_MAX, accept,
+    limits, quiet_sends, send, take_socket_error,
+};
+use io_uring::{opcode, squeue, types};
+use socket2::SockAddr;
+
+/// Accepts connections, each a descriptor that is non-blocking and closed on exec.
+pub(super) struct Accept {
+    listener: Rc<Fd>,
+    queued_max: usize,
+}
+
+impl Accept {
+    pub(super) fn new(listener: Rc<Fd>) -> Accept {
+        Accept { listener, queued_max: limits().accept_queue_max }
+    }
+}
+
+// SAFETY: the entry refers to no memory: the peer's address is asked for afterwards.
+unsafe impl MultishotOperation for Accept {
+    type Item = io::Result<OwnedFd>;
+
+    /// Past this the kernel's backlog holds the rest.
+    fn queued_max(&self) -> usize {
+        self.queued_max
+    }
+
+    fn entry(&mut self) -> Entry {
+        opcode::AcceptMulti::new(types::Fd(self.listener.raw()))
+            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+            .build()
+    }
+
+    fn call(&mut self) -> io::Result<Completion> {
+        let accepted = accept(self.listener.raw())?;
+        // An owned descriptor is never negative.
+        Ok(Completion::from_call(accepted.into_raw_fd() as u32))
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.listener
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Read
+    }
+
+    fn item(&mut self, completion: Completion) -> Self::Item {
+        // SAFETY: the result of an accept is a descriptor made for us, and each completion becomes
+        // an item once.
+        completion.result().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+}
+
+/// Connects a socket. Its output is the descriptor, connected.
+pub(super) struct Connect {
+    socket: Rc<Fd>,
+    /// On the heap, because the kernel may read it after the operation has moved.
+    address: Box<SockAddr>,
+    begun: bool,
+}
+
+impl Connect {
+    pub(super) fn new(socket: Rc<Fd>, address: SocketAddr) -> Connect {
+        Connect { socket, address: Box::new(address.into()), begun: false }
+    }
+
+    fn begin(&mut self) -> io::Result<u32> {
+        self.begun = true;
+        match socket2::SockRef::from(&*self.socket).connect(&self.address) {
+            Ok(()) => Ok(0),
+            // The handshake is under way; the descriptor is writable when it has ended.
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+// SAFETY: the entry refers to the boxed address only.
+unsafe impl Operation for Connect {
+    type Output = io::Result<Rc<Fd>>;
+
+    fn entry(&mut self) -> Entry {
+        let address = self.address.as_ptr().cast();
+        opcode::Connect::new(types::Fd(self.socket.raw()), address, self.address.len()).build()
+    }
+
+    fn call(&mut self) -> io::Result<u32> {
+        if !self.begun {
+            return self.begin();
+        }
+        take_socket_error(self.socket.raw()).map(|()| 0)
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.socket
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Write
+    }
+
+    fn complete(self, result: io::Result<u32>) -> Self::Output {
+        match result {
+            Ok(_) => Ok(self.socket),
+            // A connect that was interrupted and made once more.
+            Err(e) if e.raw_os_error() == Some(libc::EISCONN) => Ok(self.socket),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Sends the bytes of a buffer from `start` on. The buffer comes back with the result.
+pub(super) struct Send {
+    fd: Rc<Fd>,
+    buffer: Vec<u8>,
+    start: usize,
+    mode: SendMode,
+}
+
+/// How a send waits for room in the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SendMode {
+    /// Not at all. On the ring it is over when it is submitted, and success leaves no completion.
+    AtOnce,
+    /// In the kernel.
+    Waiting,
+}
+
+/// What a [`Send`] leaves.
+pub(super) struct Sent {
+    pub(super) buffer: Vec<u8>,
+    pub(super) start: usize,
+    pub(super) result: io::Result<usize>,
+}
+
+impl Send {
+    pub(super) fn new(fd: Rc<Fd>, buffer: Vec<u8>, start: usize, mode: SendMode) -> Send {
+        let mode = if quiet_sends() { mode } else { SendMode::Waiting };
+        Send { fd, buffer, start, mode }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let bytes = &self.buffer[self.start..];
+        &bytes[..bytes.len().min(TRANSFER_BYTES_MAX)]
+    }
+}
+
+// SAFETY: the entry refers to the vector's memory on the heap, which nobody changes while the
+// operation lives.
+unsafe impl Operation for Send {
+    type Output = Sent;
+
+    fn entry(&mut self) -> Entry {
+        let bytes = self.bytes();
+        let send = opcode::Send::new(types::Fd(self.fd.raw()), bytes.as_ptr(), bytes.len() as u32);
+        // WAITALL: the kernel goes on after a part, so that one answer is for the whole.
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        match self.mode {
+            SendMode::Waiting => send.flags(flags).build(),
+            // With DONTWAIT the entry never leaves the submitting call. What falls short of the
+            // whole is a failure, and failures have completions (tried out in `features`).
+            SendMode::AtOnce => {
+                send.flags(flags | libc::MSG_DONTWAIT).build().flags(squeue::Flags::SKIP_SUCCESS)
+            }
+        }
+    }
+
+    fn quiet(&self) -> Option<u32> {
+        (self.mode == SendMode::AtOnce).then(|| self.bytes().len() as u32)
+    }
+
+    fn call(&mut self) -> io::Result<u32> {
+        send(self.fd.raw(), self.bytes()).map(|count| count as u32)
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.fd
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Write
+    }
+
+    fn complete(self, result: io::Result<u32>) -> Sent {
+        let result = result.map(|count| count as usize);
+        Sent { buffer: self.buffer, start: self.start, result }
+    }
+}
