@@ -1,0 +1,60 @@
+//! A completion-based async runtime for Linux servers.
+//!
+//! One thread owns an io_uring, an executor, timers and buffers, and shares nothing with others on
+//! the hot path. Where io_uring is missing or refused, the same program runs on epoll, with the same
+//! semantics, and says so.
+//!
+//! ```no_run
+//! use annulus::net::TcpListener;
+//!
+//! #[annulus::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let listener = TcpListener::bind("127.0.0.1:7000").await?;
+//!     loop {
+//!         let (mut stream, _peer) = listener.accept().await?;
+//!         annulus::spawn(async move {
+//!             let mut buf = [0u8; 4096];
+//!             loop {
+//!                 match stream.read(&mut buf).await? {
+//!                     0 => return Ok::<_, std::io::Error>(()),
+//!                     n => stream.write_all(&buf[..n]).await?,
+//!                 }
+//!             }
+//!         });
+//!     }
+//! }
+//! ```
+//!
+//! # Where things are
+//!
+//! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
+//!   that blocks.
+//! - [`net`] has TCP.
+//! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
+//! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
+//! - [`driver_info`]: which driver runs, and why.
+//! - [`runtime`]: the pieces, for crates that add operations or socket types.
+//!
+//! # Dropping futures
+//!
+//! A future may be dropped at any await, by `timeout`, by `select!`, or with its task: no received
+//! byte and no accepted connection is lost, and the kernel writes to no memory that has been freed.
+//! Each method says under "Cancel safety" what else holds.
+//!
+//! # The environment
+//!
+//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US` override
+//! the settings of every program. A value that cannot be used is an error that names it.
+
+pub use annulus_macros::{main, test};
+pub use annulus_net as net;
+pub use annulus_runtime::{
+    BuildError, Builder, Driver, DriverInfo, JoinError, JoinHandle, Refusal, Runtime, driver_info,
+    spawn, task, time,
+};
+
+/// The pieces of the runtime, for crates that add operations or socket types.
+pub mod runtime {
+    pub use annulus_runtime::io::*;
+    pub use annulus_runtime::{Cause, ConfigError, Limits, Stage};
+}
