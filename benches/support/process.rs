@@ -1,0 +1,162 @@
+//! Processes: where they run, what they cost, and how the children of the benchmark are ended.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{env, fs, mem, thread};
+
+/// A child of this process. It is killed, by its own process id, and reaped when this is dropped.
+pub(crate) struct Worker {
+    child: Child,
+    lines: Receiver<io::Result<String>>,
+}
+
+impl Worker {
+    /// Starts this executable again, in the role that `arguments` name.
+    pub(crate) fn spawn(arguments: &[String]) -> io::Result<Self> {
+        let mut child = Command::new(env::current_exe()?)
+            .args(arguments)
+            // It would turn one row of the table into another.
+            .env_remove("ANNULUS_DRIVER")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+        let (sender, lines) = mpsc::channel();
+        // Ends with the pipe, which ends with the child.
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().try_for_each(|line| sender.send(line).map_err(drop)).ok()
+        });
+        Ok(Self { child, lines })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line that the child prints; `None` when it ends without one.
+    ///
+    /// # Errors
+    /// `TimedOut` after `limit`.
+    pub(crate) fn line(&self, limit: Duration) -> io::Result<Option<String>> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => line.map(Some),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => {
+                let text = format!("no word from process {} for {limit:?}", self.id());
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Not reaped yet, so the id is still this child's. An error means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends this process with its parent, so that an interrupted benchmark leaves no server behind.
+pub(crate) fn end_with_parent() {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of ours.
+    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    assert_eq!(result, 0, "prctl(PR_SET_PDEATHSIG)");
+}
+
+/// The processors this process may run on, in order.
+pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: a cpu_set_t is a bit mask, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the pointer and the size describe `set`, which outlives the call.
+    check(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+    let cpus = 0..libc::CPU_SETSIZE as usize;
+    // SAFETY: every number asked for lies within the set.
+    Ok(cpus.filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
+}
+
+/// Binds this thread, and those it starts from here on, to one processor.
+pub(crate) fn pin(cpu: usize) -> io::Result<()> {
+    // SAFETY: a cpu_set_t is a bit mask, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no cpu {cpu}")));
+    }
+    // SAFETY: the number was just found to lie within the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the pointer and the size describe `set`, which outlives the call.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })
+}
+
+/// Raises the soft limit on descriptors to the hard one and returns it. Children inherit it.
+pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a writable rlimit.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is an rlimit that the kernel only reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(limit.rlim_cur)
+}
+
+/// The processor time that this process has used, in nanoseconds.
+pub(crate) fn own_cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a writable timespec.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "clock_gettime(CLOCK_PROCESS_CPUTIME_ID)");
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// What the threads of another process have cost up to now.
+pub(crate) struct CpuReading(HashMap<String, u64>);
+
+impl CpuReading {
+    /// Reads `/proc/PID/task/*/schedstat`, whose first field is nanoseconds on a processor.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        let mut threads = HashMap::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = thread?;
+            // A thread may end between the two reads; its part is not counted then.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let field = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
+            let on_cpu_ns = field.ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("schedstat reads {text:?}"))
+            })?;
+            threads.insert(thread.file_name().to_string_lossy().into_owned(), on_cpu_ns);
+        }
+        if threads.is_empty() {
+            let text = format!("/proc/{pid}/task/*/schedstat cannot be read");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        Ok(Self(threads))
+    }
+
+    /// Nanoseconds on a processor since an earlier reading of the same process.
+    pub(crate) fn since(&self, earlier: &Self) -> u64 {
+        let before = |thread: &String| earlier.0.get(thread).copied().unwrap_or(0);
+        self.0.iter().map(|(thread, now)| now.saturating_sub(before(thread))).sum()
+    }
+}
+
+/// A clock whose readings are small numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now_ns(self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
+
+/// Turns the answer of a system call into a result.
+pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

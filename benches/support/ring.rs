@@ -1,0 +1,162 @@
+//! The barest io_uring that serves the floor server and the load generator.
+//!
+//! Everything here lives until the process ends, so nothing is ever unmapped or freed under the kernel.
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::BufRingEntry;
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squeue};
+
+const PAGE_BYTES: usize = 4096;
+
+/// One ring for one thread: `SINGLE_ISSUER` and `DEFER_TASKRUN`, one enter per turn.
+pub(crate) struct Ring {
+    submitter: Submitter<'static>,
+    submissions: SubmissionQueue<'static>,
+    completions: CompletionQueue<'static>,
+}
+
+impl Ring {
+    pub(crate) fn new(submissions: u32, completions: u32) -> io::Result<Self> {
+        let setup = |bare: bool| {
+            let mut builder = IoUring::builder();
+            builder
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all()
+                .setup_clamp()
+                .setup_cqsize(completions);
+            if !bare {
+                builder.setup_no_sqarray();
+            }
+            builder.build(submissions)
+        };
+        // NO_SQARRAY is known since 6.6, the rest since 6.1.
+        let ring = setup(false).or_else(|_| setup(true))?;
+        let (mut submitter, submissions, completions) = Box::leak(Box::new(ring)).split();
+        // Saves a look-up at each enter. Not worth failing for.
+        let _ = submitter.register_ring_fd();
+        Ok(Self { submitter, submissions, completions })
+    }
+
+    /// Makes room for `slots` direct descriptors.
+    pub(crate) fn register_slots(&self, slots: u32) -> io::Result<()> {
+        self.submitter.register_files_sparse(slots)
+    }
+
+    /// Puts a descriptor into a slot. The slot keeps it open.
+    pub(crate) fn register_slot(&self, slot: u32, descriptor: i32) -> io::Result<()> {
+        self.submitter.register_files_update(slot, &[descriptor]).map(drop)
+    }
+
+    /// Queues a submission; it leaves with the next turn, or at once if the queue is full.
+    ///
+    /// # Safety
+    /// The memory that `entry` names stays valid and unaliased until its last completion.
+    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        if self.submissions.is_full() {
+            self.submissions.sync();
+            self.submitter.submit()?;
+            self.submissions.sync();
+        }
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.submissions.push(entry) }.map_err(io::Error::other)
+    }
+
+    /// Submits everything and waits for a completion, in one system call.
+    pub(crate) fn submit_and_wait(&mut self) -> io::Result<()> {
+        self.submissions.sync();
+        self.completions.sync();
+        match self.submitter.submit_and_wait(1) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        self.submissions.sync();
+        self.completions.sync();
+        Ok(())
+    }
+
+    /// The next completion of this turn.
+    pub(crate) fn next(&mut self) -> Option<cqueue::Entry> {
+        self.completions.next()
+    }
+}
+
+/// A group of buffers from which the kernel takes one for each piece it receives.
+pub(crate) struct Buffers {
+    entries: *mut BufRingEntry,
+    data: *mut u8,
+    count: u16,
+    buffer_bytes: usize,
+    tail: u16,
+}
+
+impl Buffers {
+    /// Registers `count` (a power of two) buffers as group 0.
+    pub(crate) fn new(ring: &Ring, count: u16, buffer_bytes: usize) -> io::Result<Self> {
+        assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel's bounds on a group");
+        let entries = leak(usize::from(count) * size_of::<BufRingEntry>()).cast();
+        let data = leak(usize::from(count) * buffer_bytes);
+        // SAFETY: `entries` has room for `count` entries, is page-aligned and is never freed.
+        unsafe { ring.submitter.register_buf_ring_with_flags(entries as u64, count, 0, 0) }?;
+        let mut buffers = Self { entries, data, count, buffer_bytes, tail: 0 };
+        (0..count).for_each(|id| buffers.give_back(id));
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    /// The bytes that a completion says are in buffer `id`.
+    pub(crate) fn bytes(&self, id: u16, length: usize) -> &[u8] {
+        assert!(length <= self.buffer_bytes, "the kernel wrote past a buffer");
+        let start = self.start(id);
+        // SAFETY: within the allocation, initialised by the kernel, and its own again only once the
+        // buffer is given back, which borrows `self` mutably.
+        unsafe { std::slice::from_raw_parts(start, length) }
+    }
+
+    /// Where buffer `id` starts.
+    pub(crate) fn start(&self, id: u16) -> *const u8 {
+        assert!(id < self.count, "the kernel named a buffer that is not there");
+        // SAFETY: the index was just found to lie within the allocation.
+        unsafe { self.data.add(usize::from(id) * self.buffer_bytes) }
+    }
+
+    /// Returns a buffer; the kernel sees it after `publish`.
+    pub(crate) fn give_back(&mut self, id: u16) {
+        let start = self.start(id) as u64;
+        let index = usize::from(self.tail & (self.count - 1));
+        // SAFETY: the index lies within the ring.
+        let entry = unsafe { self.entries.add(index) };
+        // SAFETY: aligned and zeroed or written before; this thread is the only one to write it.
+        let entry = unsafe { &mut *entry };
+        // Field by field: a whole entry at index 0 would overwrite the tail, which lives in it.
+        entry.set_addr(start);
+        entry.set_len(self.buffer_bytes as u32);
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Lets the kernel see the buffers given back.
+    pub(crate) fn publish(&self) {
+        // SAFETY: `entries` is the start of the registered ring.
+        let tail = unsafe { BufRingEntry::tail(self.entries) };
+        // SAFETY: the field is aligned, lives as long as the process, and is shared with the kernel
+        // only, which reads it atomically.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release); // Pairs with the kernel's acquire of the tail.
+    }
+}
+
+/// Zeroed, page-aligned memory that lives as long as the process.
+pub(crate) fn leak(bytes: usize) -> *mut u8 {
+    let layout = Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("a size that exists");
+    // SAFETY: the layout's size is not zero.
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        handle_alloc_error(layout);
+    }
+    memory
+}
