@@ -56,5 +56,5 @@ pub use annulus_runtime::{
 /// The pieces of the runtime, for crates that add operations or socket types.
 pub mod runtime {
     pub use annulus_runtime::io::*;
-    pub use annulus_runtime::{Cause, ConfigError, Limits, Stage};
+    pub use annulus_runtime::{Cause, ConfigError, LIMITS, Limits, Stage};
 }

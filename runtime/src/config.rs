@@ -97,8 +97,6 @@ pub(crate) struct Config {
 
     /// The clock stands still while anything can run. For tests.
     pub(crate) start_paused: bool,
-
-    pub(crate) limits: Limits,
 }
 
 /// The bounds of listeners and streams.
@@ -122,17 +120,14 @@ pub struct Limits {
     pub accept_error_interval: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            recv_queue_bytes_max: 64 * 1024,
-            unsent_bytes_max: 64 * 1024,
-            small_write_bytes_max: 8 * 1024,
-            accept_queue_max: 1024,
-            accept_error_interval: Duration::from_millis(100),
-        }
-    }
-}
+/// The bounds that hold for every socket.
+pub const LIMITS: Limits = Limits {
+    recv_queue_bytes_max: 64 * 1024,
+    unsent_bytes_max: 64 * 1024,
+    small_write_bytes_max: 8 * 1024,
+    accept_queue_max: 1024,
+    accept_error_interval: Duration::from_millis(100),
+};
 
 impl Default for Config {
     fn default() -> Self {
@@ -147,7 +142,6 @@ impl Default for Config {
             spin: Duration::ZERO,
             drain_timeout: Duration::from_secs(1),
             start_paused: false,
-            limits: Limits::default(),
         }
     }
 }

@@ -131,9 +131,9 @@ pub(crate) struct Selector {
 pub(crate) struct Readiness {
     readable: Cell<bool>,
     writable: Cell<bool>,
-    /// The peer has finished or the socket failed: reads never wait again, and no further edge
-    /// may come.
-    ended: Cell<bool>,
+    /// A short read proves nothing: the peer has finished or the socket has failed, and no further
+    /// edge may come; or there was urgent data, at whose mark reads stop short (tcp(7)).
+    short_reads_mislead: Cell<bool>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
 }
@@ -143,7 +143,7 @@ impl Readiness {
         Readiness {
             readable: Cell::new(true),
             writable: Cell::new(true),
-            ended: Cell::new(false),
+            short_reads_mislead: Cell::new(false),
             reader: RefCell::new(None),
             writer: RefCell::new(None),
         }
@@ -158,10 +158,9 @@ impl Readiness {
         self.bit(interest).set(false);
     }
 
-    /// After a read that took less than it could have: the next byte raises an edge. Not so once
-    /// the end of the stream was announced, because its edge has been seen already.
+    /// After a read that took less than it could have: the next byte raises an edge.
     pub(crate) fn clear_after_short_read(&self) {
-        if !self.ended.get() {
+        if !self.short_reads_mislead.get() {
             self.readable.set(false);
         }
     }
@@ -179,8 +178,8 @@ impl Readiness {
     pub(crate) fn notice(&self, events: u32, woken: &mut Vec<Waker>) {
         let has = |mask: libc::c_int| events & mask as u32 != 0;
         let failed = has(libc::EPOLLERR | libc::EPOLLHUP);
-        if failed || has(libc::EPOLLRDHUP) {
-            self.ended.set(true);
+        if failed || has(libc::EPOLLRDHUP | libc::EPOLLPRI) {
+            self.short_reads_mislead.set(true);
         }
         if failed || has(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI) {
             self.readable.set(true);

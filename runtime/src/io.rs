@@ -8,14 +8,18 @@
 use std::task::{Context, Poll};
 
 pub use crate::buf::PoolBuffer;
+pub use crate::driver::Batch;
 pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 pub use crate::fd::{Fd, Interest, set_nonblocking};
 pub use crate::multishot::Multishot;
 pub use crate::op::Op;
 pub use crate::receive::{Ready, ReceivePooled, is_known_blocked, not_ready, short_read};
-pub use crate::resident::{Homed, Release, Resident, ResidentKey, depart, mark_dirty};
+pub use crate::resident::{
+    Homed, Release, Resident, ResidentKey, depart, give_back, is_settled, mark_dirty, send_quietly,
+    spare_buffer,
+};
 pub use crate::sys::{TRANSFER_BYTES_MAX, accept, recv, send, take_socket_error};
-use crate::{blocking, config, driver, shard};
+use crate::{blocking, shard};
 
 /// Counts a future that is about to be ready. Pending, and woken at once, when the task being
 /// polled has had its share of this turn.
@@ -24,7 +28,7 @@ use crate::{blocking, config, driver, shard};
 ///
 /// Outside of a runtime.
 pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
-    shard::current().poll_budget(cx)
+    shard::with(|shard| shard.poll_budget(cx))
 }
 
 /// True if the kernel receives into the shard's pool ahead of the reader: on io_uring.
@@ -35,13 +39,7 @@ pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
 #[must_use]
 #[track_caller]
 pub fn receives_ahead() -> bool {
-    shard::current().driver.receives_ahead()
-}
-
-/// True if a ring entry for a send can be told to report failures only.
-#[must_use]
-pub fn quiet_sends() -> bool {
-    driver::quiet_sends()
+    shard::with(|shard| shard.driver.receives_ahead())
 }
 
 /// Turns the driver, within the current poll, until something under way there has ended: for the
@@ -53,17 +51,6 @@ pub fn quiet_sends() -> bool {
 #[track_caller]
 pub fn settle(ended: impl Fn() -> bool) {
     shard::current().settle(ended);
-}
-
-/// The bounds of the queues and buffers of each socket.
-///
-/// # Panics
-///
-/// Outside of a runtime.
-#[must_use]
-#[track_caller]
-pub fn limits() -> config::Limits {
-    shard::current().config.limits
 }
 
 /// Runs a closure that blocks on a thread of the pool and returns its result. Starts at the first

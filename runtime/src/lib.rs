@@ -20,6 +20,7 @@ mod multishot;
 mod op;
 mod receive;
 mod resident;
+mod resident_key;
 mod runtime;
 mod shard;
 mod sync;
@@ -30,7 +31,7 @@ pub mod io;
 pub mod task;
 pub mod time;
 
-pub use config::{ConfigError, Driver, Limits};
+pub use config::{ConfigError, Driver, LIMITS, Limits};
 pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
 pub use runtime::{Builder, Runtime, driver_info};

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use crate::driver::operation::MultishotOperation;
+use crate::driver::{Driver, Key};
 use crate::op::Flight;
 use crate::shard;
 
@@ -45,15 +46,31 @@ impl<T: MultishotOperation> Multishot<T> {
         let operation = self.operation.as_mut().expect("taken by drop only");
         let answer = shard.driver.poll_multishot(&mut self.flight.key, operation, cx.waker());
         self.flight.note(&shard);
-        answer.map(|completion| operation.item(completion))
+        // SAFETY: the driver gives each answer of this operation once.
+        answer.map(|completion| unsafe { operation.item(completion) })
     }
 
-    /// An answer that has arrived, without asking the kernel for more.
+    /// As [`poll_next`](Multishot::poll_next), but arms nothing: `None` if nothing is armed and
+    /// all answers were taken.
+    pub fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
+        let answer = self.on_shard(|driver, key| driver.poll_armed(key, cx.waker()));
+        let operation = self.operation.as_mut().expect("taken by drop only");
+        // SAFETY: the driver gives each answer of this operation once.
+        answer.map(|completion| completion.map(|completion| unsafe { operation.item(completion) }))
+    }
+
+    /// An answer that has arrived.
     pub fn pop(&mut self) -> Option<T::Item> {
-        let shard = shard::current();
-        self.flight.check(&shard);
-        let completion = shard.driver.pop_multishot(self.flight.key)?;
-        self.operation.as_mut().map(|operation| operation.item(completion))
+        let completion = self.on_shard(|driver, key| driver.pop_multishot(key))?;
+        // SAFETY: the driver gives each answer of this operation once.
+        self.operation.as_mut().map(|operation| unsafe { operation.item(completion) })
+    }
+
+    fn on_shard<R>(&self, ask: impl FnOnce(&Driver, Option<Key>) -> R) -> R {
+        shard::with(|shard| {
+            self.flight.check(shard);
+            ask(&shard.driver, self.flight.key)
+        })
     }
 
     /// The operation.
@@ -65,13 +82,13 @@ impl<T: MultishotOperation> Multishot<T> {
     /// True while the kernel may still answer.
     #[must_use]
     pub fn is_armed(&self) -> bool {
-        shard::current().driver.is_armed(self.flight.key)
+        self.on_shard(Driver::is_armed)
     }
 
     /// Asks the kernel to stop. Answers under way still arrive; then the request is no longer
     /// armed, until the next [`poll_next`](Multishot::poll_next).
     pub fn stop(&mut self) {
-        shard::current().driver.stop_multishot(self.flight.key);
+        self.on_shard(Driver::stop_multishot);
     }
 
     /// Stops the request and waits, in the kernel and for no longer than it takes to say so, until

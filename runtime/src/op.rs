@@ -58,7 +58,8 @@ impl<T: Operation> Future for Op<T> {
         this.flight.note(&shard);
         let Poll::Ready(result) = answer else { return Poll::Pending };
         let operation = this.operation.take().expect("just used");
-        Poll::Ready(operation.complete(result))
+        // SAFETY: the driver has just given this operation's one answer.
+        Poll::Ready(unsafe { operation.complete(result) })
     }
 }
 
@@ -89,9 +90,9 @@ impl Flight {
     /// # Panics
     ///
     /// If the flight began on another shard.
-    pub(crate) fn check(&self, shard: &Rc<Shard>) {
+    pub(crate) fn check(&self, shard: &Shard) {
         assert!(
-            self.key.is_none() || std::ptr::eq(self.shard.as_ptr(), Rc::as_ptr(shard)),
+            self.key.is_none() || std::ptr::eq(self.shard.as_ptr(), shard),
             "an operation in flight was polled within another runtime than where it began"
         );
     }

@@ -1,12 +1,14 @@
 //! Receiving into the shard's pool, and waiting for a descriptor to be ready.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use io_uring::opcode;
 use io_uring::types;
 
 use crate::buf::{GROUP, Pool, PoolBuffer};
+use crate::config::LIMITS;
 use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 use crate::fd::{Fd, Interest};
 use crate::shard;
@@ -34,8 +36,16 @@ impl ReceivePooled {
     pub fn new(fd: Rc<Fd>) -> ReceivePooled {
         let shard = shard::current();
         let pool = Rc::clone(shard.driver.pool());
-        let queued_max = (shard.config.limits.recv_queue_bytes_max / pool.buffer_bytes()).max(1);
+        let queued_max = (LIMITS.recv_queue_bytes_max / pool.buffer_bytes()).max(1);
         ReceivePooled { fd, pool, queued_max }
+    }
+
+    /// # Panics
+    ///
+    /// On another shard: the kernel would fill buffers of that shard's pool.
+    fn check_pool(&self) {
+        let at_home = shard::with(|shard| Rc::ptr_eq(&self.pool, shard.driver.pool()));
+        assert!(at_home, "a pooled receive works on the shard where it was made");
     }
 
     /// True while the pool has a buffer to receive into.
@@ -55,13 +65,14 @@ unsafe impl MultishotOperation for ReceivePooled {
     }
 
     fn entry(&mut self) -> Entry {
+        self.check_pool();
         opcode::RecvMulti::new(types::Fd(self.fd.raw()), GROUP).build()
     }
 
     fn call(&mut self) -> io::Result<Completion> {
         let no_buffers = || io::Error::from_raw_os_error(libc::ENOBUFS);
         let buffer = self.pool.take().ok_or_else(no_buffers)?;
-        match self.pool.with_taken(buffer, |bytes| sys::recv(self.fd.raw(), bytes, 0)) {
+        match self.pool.with_taken(buffer, |bytes| sys::recv(self.fd.as_fd(), bytes, 0)) {
             Ok(count) => Ok(Completion::with_buffer(count as u32, buffer)),
             Err(error) => {
                 self.pool.untake(buffer);
@@ -78,7 +89,7 @@ unsafe impl MultishotOperation for ReceivePooled {
         Interest::Read
     }
 
-    fn item(&mut self, completion: Completion) -> Self::Item {
+    unsafe fn item(&mut self, completion: Completion) -> Self::Item {
         // The buffer first: it returns to the pool whatever the result says.
         let length = completion.result().unwrap_or(0);
         let buffer = completion.buffer().map(|buffer| self.pool.lend(buffer, length));
@@ -126,7 +137,7 @@ unsafe impl Operation for Ready {
         self.interest
     }
 
-    fn complete(self, result: io::Result<u32>) -> Self::Output {
+    unsafe fn complete(self, result: io::Result<u32>) -> Self::Output {
         result.map(drop)
     }
 }
@@ -143,7 +154,7 @@ unsafe impl Operation for Ready {
 /// Outside of a runtime.
 #[track_caller]
 pub fn not_ready(fd: &Fd, interest: Interest) -> io::Result<()> {
-    shard::current().driver.not_ready(fd, interest)
+    shard::with(|shard| shard.driver.not_ready(fd, interest))
 }
 
 /// Tells the driver that a read took less than it could have, so that the next one need not ask.

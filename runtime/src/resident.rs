@@ -5,7 +5,6 @@
 //! At home they find the state, elsewhere they give an error, and dropped elsewhere they send word
 //! home.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
@@ -14,8 +13,11 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::driver::{Batch, ShortSend};
 use crate::executor::ShardId;
-use crate::shard;
+use crate::fd::Fd;
+pub use crate::resident_key::ResidentKey;
+use crate::{shard, timers};
 
 /// A value that lives on a shard.
 pub trait Resident: 'static {
@@ -28,8 +30,8 @@ pub trait Resident: 'static {
         Release::Depart
     }
 
-    /// For [`Homed::get`]: `self`.
-    fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
+    /// A send made by [`send_quietly`] did not send all of its buffer, which comes back.
+    fn send_fell_short(self: Rc<Self>, _buffer: Vec<u8>, _result: io::Result<usize>) {}
 }
 
 /// What becomes of a resident whose handle is gone.
@@ -39,14 +41,6 @@ pub enum Release {
     Depart,
     /// It stays until it departs by itself, or the shard ends.
     Linger,
-}
-
-/// Where a resident is found on its shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResidentKey {
-    shard: ShardId,
-    index: u32,
-    generation: u32,
 }
 
 /// A handle to a [`Resident`]. It can be sent to other threads, where it can only be dropped.
@@ -80,10 +74,15 @@ impl<T: Resident> Homed<T> {
     ///
     /// Elsewhere, and after the shard's end.
     pub fn get(&self) -> io::Result<Rc<T>> {
-        let found = shard::try_current()
-            .filter(|shard| shard.id == self.key.shard)
-            .and_then(|shard| shard.residents.get(self.key));
-        found.and_then(|value| value.into_any().downcast().ok()).ok_or_else(|| self.away())
+        let found = shard::try_with(|shard| {
+            if shard.id == self.key.shard { shard.residents.get(self.key) } else { None }
+        });
+        match found {
+            // SAFETY: `new` made the key for a value of this type. The place is the value's as long
+            // as this handle lives, and generations tell it from later ones.
+            Some(Some(value)) => Ok(unsafe { downcast(value) }),
+            _ => Err(self.away()),
+        }
     }
 
     /// Runs a closure with the value on its shard: now at home, by mail from elsewhere, not at all
@@ -95,9 +94,9 @@ impl<T: Resident> Homed<T> {
         let key = self.key;
         let call = move || {
             let shard = shard::try_current().filter(|shard| shard.id == key.shard);
-            let value = shard.and_then(|shard| shard.residents.get(key));
-            if let Some(value) = value.and_then(|value| value.into_any().downcast().ok()) {
-                f(value);
+            if let Some(value) = shard.and_then(|shard| shard.residents.get(key)) {
+                // SAFETY: the key was made by `new` for a value of this type.
+                f(unsafe { downcast(value) });
             }
         };
         shard::mail_to(key.shard, Box::new(call));
@@ -129,6 +128,14 @@ impl<T: Resident> Homed<T> {
     }
 }
 
+/// # Safety
+///
+/// The value must be a `T`.
+unsafe fn downcast<T: Resident>(value: Rc<dyn Resident>) -> Rc<T> {
+    // SAFETY: the pointer came from an Rc of a `T`, as the caller says.
+    unsafe { Rc::from_raw(Rc::into_raw(value).cast::<T>()) }
+}
+
 impl<T: Resident> Drop for Homed<T> {
     fn drop(&mut self) {
         let key = self.key;
@@ -156,9 +163,51 @@ impl<T: Resident> fmt::Debug for Homed<T> {
 ///
 /// Does nothing on another shard than the resident's.
 pub fn mark_dirty(key: ResidentKey) {
-    if let Some(shard) = shard::try_current().filter(|shard| shard.id == key.shard) {
-        shard.residents.mark_dirty(key);
-    }
+    shard::try_with(|shard| {
+        if shard.id == key.shard {
+            shard.residents.mark_dirty(key);
+        }
+    });
+}
+
+/// Hands over a send that is over when this turn has ended, and is heard of, by
+/// [`Resident::send_fell_short`], only if it does not send everything. One at a time for each
+/// descriptor, or bytes may overtake each other: see [`is_settled`].
+///
+/// # Errors
+///
+/// Gives the buffer back where the driver has no such sends.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn send_quietly(fd: &Rc<Fd>, buffer: Vec<u8>, owner: ResidentKey) -> Result<Batch, Vec<u8>> {
+    shard::with(|shard| shard.driver.send_quietly(fd, buffer, owner))
+}
+
+/// True when the quiet sends of that batch are over.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+pub fn is_settled(batch: Batch) -> bool {
+    shard::with(|shard| shard.driver.is_settled(batch))
+}
+
+/// An empty buffer to send from: one given back, or one of a quiet send that is over.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+pub fn spare_buffer() -> Vec<u8> {
+    shard::with(|shard| shard.spare.take())
+}
+
+/// Gives a send buffer back.
+pub fn give_back(buffer: Vec<u8>) {
+    shard::try_with(|shard| shard.spare.put(buffer));
 }
 
 /// Drops a resident that lingered.
@@ -169,7 +218,7 @@ pub fn depart(key: ResidentKey) {
 }
 
 struct Place {
-    generation: u32,
+    generation: u64,
     dirty: bool,
     /// Empty while the value is being made.
     value: Option<Rc<dyn Resident>>,
@@ -180,12 +229,12 @@ struct Place {
 pub(crate) struct Residents {
     places: RefCell<Slab<Place>>,
     dirty: RefCell<Vec<ResidentKey>>,
-    generation: Cell<u32>,
+    generation: Cell<u64>,
 }
 
 impl Residents {
     fn reserve(&self, shard: ShardId) -> ResidentKey {
-        let generation = self.generation.get().wrapping_add(1);
+        let generation = self.generation.get() + 1;
         self.generation.set(generation);
         let place = Place { generation, dirty: false, value: None };
         let index = self.places.borrow_mut().insert(place) as u32;
@@ -214,9 +263,10 @@ impl Residents {
 
     fn release(&self, key: ResidentKey) {
         let Some(value) = self.get(key) else { return };
-        match value.release() {
-            Release::Depart => drop(self.remove(key)),
-            Release::Linger => {}
+        let mut next = Release::Depart;
+        timers::contain(|| next = value.release());
+        if next == Release::Depart {
+            drop(self.remove(key));
         }
     }
 
@@ -231,6 +281,13 @@ impl Residents {
         !self.dirty.borrow().is_empty()
     }
 
+    pub(crate) fn send_fell_short(&self, short: ShortSend) {
+        let ShortSend { owner, buffer, result } = short;
+        if let Some(value) = self.get(owner) {
+            value.send_fell_short(buffer, result);
+        }
+    }
+
     /// Lets those marked dirty write out. Who is marked meanwhile has to wait for the next turn.
     pub(crate) fn write_out(&self) {
         let mut marked = self.dirty.take();
@@ -240,7 +297,8 @@ impl Residents {
                 place.value.clone()
             });
             if let Some(value) = value.flatten() {
-                value.write_out();
+                // It may wake tasks, and a panic of a waker must not cost the others their turn.
+                timers::contain(|| value.write_out());
             }
         }
         // The capacity is used again.
@@ -252,7 +310,7 @@ impl Residents {
 
     /// At the shard's end: as if every handle had been dropped.
     pub(crate) fn release_all(&self) {
-        let keys: Vec<(usize, u32)> =
+        let keys: Vec<(usize, u64)> =
             self.places.borrow().iter().map(|(index, place)| (index, place.generation)).collect();
         let Some(shard) = shard::try_current() else { return };
         for (index, generation) in keys {

@@ -1,6 +1,7 @@
 //! Building a runtime and running a future on it.
 
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -74,7 +75,10 @@ impl Drop for Runtime {
             return;
         }
         assert!(!within, "a runtime cannot be dropped within one of its own tasks");
+        // If closing unwinds, the shard stays, with all that the kernel may still write to.
+        let kept = ManuallyDrop::new(Rc::clone(&self.shard));
         self.shard.close();
+        drop(ManuallyDrop::into_inner(kept));
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::buf::Spare;
 use crate::config::Config;
 use crate::driver::{Driver, DriverInfo, Wait, Work};
 use crate::error::BuildError;
@@ -22,6 +23,9 @@ use crate::resident::Residents;
 use crate::sync::Arc;
 use crate::sys::EventFd;
 use crate::timers::{self, Clock, Timers};
+
+/// How often residents that are dirty again are let write out when the loop ends.
+const PARTING_TURNS_MAX: u32 = 8;
 
 /// How many turns a request that was told to stop is waited for. The kernel needs one or two.
 const SETTLE_TURNS_MAX: u32 = 100;
@@ -35,6 +39,8 @@ pub(crate) struct Shard {
     pub(crate) driver: Driver,
     pub(crate) driver_info: DriverInfo,
     pub(crate) residents: Residents,
+    /// Empty send buffers.
+    pub(crate) spare: Rc<Spare>,
     mailbox: Arc<Mailbox>,
     root_woken: Cell<bool>,
     /// How many more times a future of the task being polled may be ready in this poll.
@@ -49,7 +55,8 @@ impl Shard {
         let bell = EventFd::new().map_err(|error| BuildError::Io("making an eventfd", error))?;
         let id = ShardId::next();
         let mailbox = Mailbox::new(id, bell);
-        let (driver, driver_info) = Driver::choose(&config, mailbox.eventfd().raw_fd())?;
+        let spare = Rc::<Spare>::default();
+        let (driver, driver_info) = Driver::choose(&config, mailbox.eventfd().raw_fd(), &spare)?;
         let shard = Rc::new(Shard {
             id,
             executor: Executor::new(Arc::clone(&mailbox)),
@@ -58,6 +65,7 @@ impl Shard {
             driver,
             driver_info,
             residents: Residents::default(),
+            spare,
             root_woken: Cell::new(false),
             budget: Cell::new(config.task_budget),
             work: Cell::default(),
@@ -84,15 +92,30 @@ impl Shard {
         let waker = root.waker();
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
+        // What was sent here while no future ran, such as bytes given back, comes first.
+        self.executor.take_mail();
         let mut woken = true;
         loop {
             if woken {
                 self.renew_budget();
                 if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+                    self.part();
                     return output;
                 }
             }
             woken = self.turn(&root);
+        }
+    }
+
+    /// Before the loop stands still: what was written goes out, and what was closed is closed.
+    fn part(&self) {
+        for turn in 0..PARTING_TURNS_MAX {
+            self.residents.write_out();
+            self.enter(Wait::No);
+            // The second turn closes what the first has cancelled.
+            if turn > 0 && !self.residents.has_dirty() {
+                return;
+            }
         }
     }
 
@@ -185,6 +208,9 @@ impl Shard {
     }
 
     fn hand_out(&self, work: &mut Work) {
+        for short in work.short_sends.drain(..) {
+            self.residents.send_fell_short(short);
+        }
         for (key, completion) in work.orphans.drain(..) {
             self.driver.dispose(key, completion);
         }
@@ -292,6 +318,29 @@ pub(crate) fn try_current() -> Option<Rc<Shard>> {
     Some(unsafe { Rc::from_raw(pointer) })
 }
 
+/// Looks at the shard that runs on this thread, without holding it.
+#[inline]
+pub(crate) fn try_with<R>(look: impl FnOnce(&Shard) -> R) -> Option<R> {
+    let pointer = CURRENT.get()?;
+    // SAFETY: the `Entered` that set the pointer borrows an Rc of the shard. It is on this thread's
+    // stack below us, so that it outlives this call.
+    Some(look(unsafe { pointer.as_ref() }))
+}
+
+/// As [`try_with`], where a runtime must be.
+///
+/// # Panics
+///
+/// If none runs on this thread.
+#[inline]
+#[track_caller]
+pub(crate) fn with<R>(look: impl FnOnce(&Shard) -> R) -> R {
+    match try_with(look) {
+        Some(answer) => answer,
+        None => no_runtime(),
+    }
+}
+
 /// The shard that runs on this thread.
 ///
 /// # Panics
@@ -301,11 +350,17 @@ pub(crate) fn try_current() -> Option<Rc<Shard>> {
 pub(crate) fn current() -> Rc<Shard> {
     match try_current() {
         Some(shard) => shard,
-        None => panic!(
-            "no annulus runtime on this thread: call this within Runtime::block_on, \
-             #[annulus::main] or a task spawned there"
-        ),
+        None => no_runtime(),
     }
+}
+
+#[cold]
+#[track_caller]
+fn no_runtime() -> ! {
+    panic!(
+        "no annulus runtime on this thread: call this within Runtime::block_on, \
+         #[annulus::main] or a task spawned there"
+    )
 }
 
 /// The mailboxes of all shards that are alive. Only rare errands look here.

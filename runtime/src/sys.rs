@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -63,42 +63,44 @@ impl EventFd {
 }
 
 /// Receives into `buffer` without waiting.
-pub fn recv(fd: RawFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+pub fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     // SAFETY: the pointer and the length describe the caller's writable slice.
     let count = check_size(unsafe {
-        libc::recv(fd, buffer.as_mut_ptr().cast(), length, flags | libc::MSG_DONTWAIT)
+        libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), length, flags | libc::MSG_DONTWAIT)
     })?;
     Ok(count as usize)
 }
 
 /// Sends from `buffer` without waiting and without raising SIGPIPE.
-pub fn send(fd: RawFd, buffer: &[u8]) -> io::Result<usize> {
+pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the pointer and the length describe the caller's readable slice.
-    let count = check_size(unsafe { libc::send(fd, buffer.as_ptr().cast(), length, flags) })?;
+    let count =
+        check_size(unsafe { libc::send(fd.as_raw_fd(), buffer.as_ptr().cast(), length, flags) })?;
     Ok(count as usize)
 }
 
 /// Accepts one connection, non-blocking and closed on exec.
-pub fn accept(fd: RawFd) -> io::Result<OwnedFd> {
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: null address pointers mean that no address is wanted.
-    let accepted =
-        check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) })?;
+    let accepted = check(unsafe {
+        libc::accept4(fd.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags)
+    })?;
     // SAFETY: the kernel has just made this descriptor and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(accepted as RawFd) })
 }
 
 /// Takes and clears the pending error of a socket.
-pub fn take_socket_error(fd: RawFd) -> io::Result<()> {
+pub fn take_socket_error(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut error: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value and its length are valid for writing and agree with each other.
     check(unsafe {
         libc::getsockopt(
-            fd,
+            fd.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_ERROR,
             (&raw mut error).cast(),

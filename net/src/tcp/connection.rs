@@ -1,7 +1,6 @@
 //! The state of a connection. It lives on its shard; a `TcpStream` finds it there.
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -9,8 +8,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use annulus_runtime::io::{Fd, Homed, Release, Resident, ResidentKey, depart, poll_budget, settle};
+use annulus_runtime::io::{
+    Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, poll_budget, settle,
+};
 use annulus_runtime::spawn;
+use annulus_runtime::task::AbortHandle;
 use annulus_runtime::time::sleep;
 use socket2::SockRef;
 
@@ -22,11 +24,16 @@ pub(super) struct Connection {
     fd: Rc<Fd>,
     inbound: RefCell<Inbound>,
     outbound: RefCell<Outbound>,
-    /// The stream is gone; the connection lingers until everything is sent.
-    lingers: Cell<bool>,
+    /// What a quiet send has not sent, not yet taken up.
+    fallen_short: Cell<Option<ShortSend>>,
+    /// The stream is gone; the connection lingers until everything is sent, or this task ends it.
+    lingering: RefCell<Option<AbortHandle>>,
     /// Closed with a reset (`SO_LINGER` of zero): unsent bytes are not sent.
     abortive: Cell<bool>,
 }
+
+/// The buffer of a quiet send, and how much of it was sent.
+type ShortSend = (Vec<u8>, io::Result<usize>);
 
 /// How long the unsent bytes (64 KiB at most) of a stream that is gone wait for a peer to take them.
 const LINGER_MAX: Duration = Duration::from_secs(30);
@@ -39,7 +46,8 @@ impl Connection {
             inbound: RefCell::new(Inbound::new(Rc::clone(&fd))),
             outbound: RefCell::new(Outbound::new(Rc::clone(&fd), key)),
             fd,
-            lingers: Cell::new(false),
+            fallen_short: Cell::new(None),
+            lingering: RefCell::new(None),
             abortive: Cell::new(false),
         })
     }
@@ -48,16 +56,29 @@ impl Connection {
         SockRef::from(&*self.fd)
     }
 
+    fn outbound(&self) -> RefMut<'_, Outbound> {
+        let mut outbound = self.outbound.borrow_mut();
+        if let Some((buffer, result)) = self.fallen_short.take() {
+            outbound.send_fell_short(buffer, result);
+        }
+        outbound
+    }
+
     pub(super) fn fd(&self) -> &Rc<Fd> {
         &self.fd
     }
 
     pub(super) fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         self.socket().set_linger(linger)?;
+        self.note_linger(linger);
+        Ok(())
+    }
+
+    /// Prepares for what the close of a socket that lingers does.
+    pub(super) fn note_linger(&self, linger: Option<Duration>) {
         self.abortive.set(linger.is_some_and(|time| time.is_zero()));
         let blocks = linger.is_some_and(|time| !time.is_zero());
         self.fd.close_with(blocks.then_some(close_elsewhere));
-        Ok(())
     }
 
     pub(super) fn poll_read(
@@ -80,37 +101,40 @@ impl Connection {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(poll_budget(cx));
-        self.outbound.borrow_mut().poll_write(cx, slices)
+        self.outbound().poll_write(cx, slices)
     }
 
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.outbound.borrow_mut().poll_flush(cx)
+        self.outbound().poll_flush(cx)
     }
 
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.outbound.borrow_mut().poll_shutdown(cx)
+        self.outbound().poll_shutdown(cx)
     }
 
     pub(super) fn shutdown_when_sent(&self) {
-        self.outbound.borrow_mut().shutdown_when_sent();
+        self.outbound().shutdown_when_sent();
     }
 
     /// Stops all that is under way. An error if bytes are left in either direction.
     pub(super) fn quiesce(&self) -> io::Result<()> {
         settle(|| {
-            let woken = self.outbound.borrow_mut().write_out();
+            let woken = self.outbound().write_out();
             if let Some(waker) = woken {
                 waker.wake();
             }
-            self.outbound.borrow().is_idle()
+            self.outbound().is_idle()
         });
-        if !self.outbound.borrow().is_idle() {
+        if !self.outbound().is_idle() {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "the stream has bytes that are not sent yet: flush it first",
             ));
         }
-        if self.inbound.borrow_mut().stop() {
+        if let Some(error) = self.outbound().take_error() {
+            return Err(error);
+        }
+        if self.inbound.borrow_mut().stop()? {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "the stream has received bytes that are not read yet: read them first",
@@ -129,31 +153,39 @@ impl Connection {
 
 impl Resident for Connection {
     fn write_out(self: Rc<Self>) {
-        let woken = self.outbound.borrow_mut().write_out();
+        let mut outbound = self.outbound();
+        let woken = outbound.write_out();
+        let sent = outbound.is_idle();
+        drop(outbound);
         if let Some(waker) = woken {
             waker.wake();
         }
-        if self.lingers.get() && self.outbound.borrow().is_idle() {
-            depart(self.key);
+        if sent {
+            if let Some(limit) = self.lingering.take() {
+                limit.abort();
+                depart(self.key);
+            }
         }
     }
 
     fn release(self: Rc<Self>) -> Release {
         self.inbound.borrow_mut().release();
-        if self.abortive.get() || self.outbound.borrow_mut().release() {
+        if self.abortive.get() || self.outbound().release() {
             return Release::Depart;
         }
-        self.lingers.set(true);
         let key = self.key;
-        drop(spawn(async move {
+        let limit = spawn(async move {
             sleep(LINGER_MAX).await;
             depart(key);
-        }));
+        });
+        self.lingering.replace(Some(limit.abort_handle()));
         Release::Linger
     }
 
-    fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
-        self
+    fn send_fell_short(self: Rc<Self>, buffer: Vec<u8>, result: io::Result<usize>) {
+        // Kept until the next use: whoever turned the driver may hold the borrow.
+        self.fallen_short.set(Some((buffer, result)));
+        mark_dirty(self.key);
     }
 }
 

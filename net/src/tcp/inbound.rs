@@ -6,6 +6,7 @@
 //! there is something to receive.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -63,9 +64,11 @@ impl Inbound {
             return Poll::Ready(Ok(0));
         }
         loop {
-            let count = self.copy_out(buffer, take);
-            if count > 0 || self.ended {
-                return Poll::Ready(Ok(count));
+            if self.front.is_some() || !self.returned.is_empty() {
+                return Poll::Ready(Ok(self.copy_out(buffer, take)));
+            }
+            if self.ended {
+                return Poll::Ready(Ok(0));
             }
             if self.dry || self.pooled.is_none() {
                 return self.poll_direct(cx, buffer, take);
@@ -99,13 +102,13 @@ impl Inbound {
     /// Takes the next received buffer, or notes the end, or that the pool is dry.
     fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(pooled) = &mut self.pooled else { return Poll::Ready(Ok(())) };
-        let item = match pooled.pop() {
+        let item = match ready!(pooled.poll_armed(cx)) {
             Some(item) => item,
-            None if !pooled.is_armed() && !pooled.operation().has_buffers() => {
+            None if pooled.operation().has_buffers() => ready!(pooled.poll_next(cx)),
+            None => {
                 self.dry = true;
                 return Poll::Ready(Ok(()));
             }
-            None => ready!(pooled.poll_next(cx)),
         };
         Poll::Ready(self.note(item))
     }
@@ -139,7 +142,7 @@ impl Inbound {
                 self.await_readable();
                 continue;
             }
-            match recv(self.fd.raw(), buffer, flags) {
+            match recv(self.fd.as_fd(), buffer, flags) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     not_ready(&self.fd, Interest::Read)?;
@@ -174,18 +177,17 @@ impl Inbound {
     }
 
     /// Ends the kernel's receive. True if bytes that it received wait here.
-    pub(super) fn stop(&mut self) -> bool {
+    pub(super) fn stop(&mut self) -> io::Result<bool> {
         self.readable = None;
         if let Some(pooled) = &mut self.pooled {
             pooled.stop_now();
             if self.front.is_none() {
-                if let Some(Ok(buffer)) = pooled.pop() {
-                    self.ended |= buffer.is_none();
-                    self.front = buffer;
+                if let Some(item) = pooled.pop() {
+                    self.note(item)?;
                 }
             }
         }
-        self.front.is_some() || !self.returned.is_empty()
+        Ok(self.front.is_some() || !self.returned.is_empty())
     }
 
     /// The stream is gone: lets go of everything.

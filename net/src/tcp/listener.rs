@@ -1,6 +1,5 @@
 //! A listener and the connections that wait on it.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -8,15 +7,17 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
-use annulus_runtime::io::{
-    Fd, Homed, Multishot, Release, Resident, limits, poll_budget, set_nonblocking,
-};
+use annulus_runtime::LIMITS;
+use annulus_runtime::io::{Fd, Homed, Multishot, Release, Resident, poll_budget, set_nonblocking};
 use annulus_runtime::time::{Sleep, sleep};
 use futures_core::Stream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::notice::Notice;
 use super::operations::Accept;
 use super::stream::TcpStream;
 use crate::addr::{ToSocketAddrs, resolve};
@@ -193,7 +194,10 @@ impl TcpListener {
         set_nonblocking(std::os::fd::AsFd::as_fd(&*fd), true)?;
         // Accepted sockets inherit it, which saves a system call for each.
         SockRef::from(&*fd).set_tcp_nodelay(true)?;
-        let state = Homed::new(|_| Listening {
+        let linger = SockRef::from(&*fd).linger()?;
+        let state = Homed::new(|key| Listening {
+            linger,
+            notice: Waker::from(Arc::new(Notice(key))),
             accepting: RefCell::new(Some(Multishot::new(Accept::new(Rc::clone(&fd))))),
             waiters: RefCell::default(),
             back_off: RefCell::default(),
@@ -218,7 +222,7 @@ impl TcpListener {
     ///
     /// A dropped `accept` loses no connection: the next one gets it.
     pub fn accept(&self) -> Accepting<'_> {
-        Accepting { listener: self, waits: false }
+        Accepting { listener: self }
     }
 
     /// The connections, one after the other, as a stream that does not end.
@@ -261,36 +265,46 @@ pub(super) fn address(address: socket2::SockAddr) -> io::Result<SocketAddr> {
 struct Listening {
     /// `None` once the listener is gone.
     accepting: RefCell<Option<Multishot<Accept>>>,
-    /// Tasks in `accept`. The multishot knows the latest only.
+    /// Tasks in `accept`. All look when something has come: one that has gone keeps none from it.
     waiters: RefCell<Vec<Waker>>,
+    /// Marks the listener dirty, and so has the waiters woken.
+    notice: Waker,
+    /// Accepted sockets inherit it.
+    linger: Option<Duration>,
     /// After an error that is not a client's: when to try again.
     back_off: RefCell<Option<Pin<Box<Sleep>>>>,
     fd: Rc<Fd>,
 }
 
 impl Listening {
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    /// Polls for itself, not for the caller: whoever waits is woken by `write_out`.
+    fn poll_accept(&self) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        let mut cx = Context::from_waker(&self.notice);
         loop {
-            ready!(poll_budget(cx));
-            ready!(self.poll_back_off(cx));
+            ready!(self.poll_back_off(&mut cx));
             let mut accepting = self.accepting.borrow_mut();
             let Some(multishot) = accepting.as_mut() else {
                 return Poll::Ready(Err(io::Error::other("the listener has been closed")));
             };
-            let accepted = ready!(multishot.poll_next(cx));
+            let accepted = ready!(multishot.poll_next(&mut cx));
             drop(accepting);
-            match accepted.and_then(connected) {
+            match accepted.and_then(|socket| self.connected(socket)) {
                 Ok(accepted) => return Poll::Ready(Ok(accepted)),
                 Err(error) if is_a_clients(&error) => {}
                 Err(error) => {
                     if is_shortage(&error) {
-                        let pause = sleep(limits().accept_error_interval);
+                        let pause = sleep(LIMITS.accept_error_interval);
                         *self.back_off.borrow_mut() = Some(Box::pin(pause));
                     }
                     return Poll::Ready(Err(error));
                 }
             }
         }
+    }
+
+    fn connected(&self, socket: OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
+        let peer = address(SockRef::from(&socket).peer_addr()?)?;
+        Ok((TcpStream::from_socket(socket, self.linger)?, peer))
     }
 
     fn poll_back_off(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -310,7 +324,6 @@ impl Listening {
         }
     }
 
-    /// One of those who wait has got something, or has gone: the others look for themselves.
     fn wake_waiters(&self) {
         let waiters = self.waiters.take();
         waiters.into_iter().for_each(Waker::wake);
@@ -328,19 +341,14 @@ impl Listening {
 }
 
 impl Resident for Listening {
+    fn write_out(self: Rc<Self>) {
+        self.wake_waiters();
+    }
+
     fn release(self: Rc<Self>) -> Release {
         self.stop();
         Release::Depart
     }
-
-    fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
-        self
-    }
-}
-
-fn connected(socket: OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
-    let peer = address(SockRef::from(&socket).peer_addr()?)?;
-    Ok((TcpStream::from_socket(socket)?, peer))
 }
 
 /// Errors that concern one connection, which is gone: the listener goes on (accept(2)).
@@ -375,19 +383,15 @@ fn is_shortage(error: &io::Error) -> bool {
 #[must_use = "futures do nothing unless polled"]
 pub struct Accepting<'a> {
     listener: &'a TcpListener,
-    waits: bool,
 }
 
 impl Accepting<'_> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
         let state = self.listener.state.get()?;
-        let answer = state.poll_accept(cx);
+        ready!(poll_budget(cx));
+        let answer = state.poll_accept();
         if answer.is_pending() {
-            self.waits = true;
             state.wait(cx);
-        } else {
-            self.waits = false;
-            state.wake_waiters();
         }
         answer
     }
@@ -398,17 +402,6 @@ impl Future for Accepting<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.get_mut().poll_next(cx)
-    }
-}
-
-impl Drop for Accepting<'_> {
-    fn drop(&mut self) {
-        if self.waits {
-            if let Ok(state) = self.listener.state.get() {
-                // It may have been this one that the next connection would have woken.
-                state.wake_waiters();
-            }
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod connection;
 mod inbound;
 mod listener;
+mod notice;
 mod operations;
 mod outbound;
 mod split;

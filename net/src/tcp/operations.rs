@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
+use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
     Completion, Entry, Fd, Interest, MultishotOperation, Operation, TRANSFER_BYTES_MAX, accept,
-    limits, quiet_sends, send, take_socket_error,
+    send, take_socket_error,
 };
-use io_uring::{opcode, squeue, types};
+use io_uring::{opcode, types};
 use socket2::SockAddr;
 
 /// Accepts connections, each a descriptor that is non-blocking and closed on exec.
@@ -20,7 +21,7 @@ pub(super) struct Accept {
 
 impl Accept {
     pub(super) fn new(listener: Rc<Fd>) -> Accept {
-        Accept { listener, queued_max: limits().accept_queue_max }
+        Accept { listener, queued_max: LIMITS.accept_queue_max }
     }
 }
 
@@ -40,7 +41,7 @@ unsafe impl MultishotOperation for Accept {
     }
 
     fn call(&mut self) -> io::Result<Completion> {
-        let accepted = accept(self.listener.raw())?;
+        let accepted = accept(self.listener.as_fd())?;
         // An owned descriptor is never negative.
         Ok(Completion::from_call(accepted.into_raw_fd() as u32))
     }
@@ -53,9 +54,9 @@ unsafe impl MultishotOperation for Accept {
         Interest::Read
     }
 
-    fn item(&mut self, completion: Completion) -> Self::Item {
-        // SAFETY: the result of an accept is a descriptor made for us, and each completion becomes
-        // an item once.
+    unsafe fn item(&mut self, completion: Completion) -> Self::Item {
+        // SAFETY: the result of an accept is a descriptor made for us, handed over once, as the
+        // caller says.
         completion.result().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
 }
@@ -99,7 +100,7 @@ unsafe impl Operation for Connect {
         if !self.begun {
             return self.begin();
         }
-        take_socket_error(self.socket.raw()).map(|()| 0)
+        take_socket_error(self.socket.as_fd()).map(|()| 0)
     }
 
     fn descriptor(&self) -> &Rc<Fd> {
@@ -110,7 +111,7 @@ unsafe impl Operation for Connect {
         Interest::Write
     }
 
-    fn complete(self, result: io::Result<u32>) -> Self::Output {
+    unsafe fn complete(self, result: io::Result<u32>) -> Self::Output {
         match result {
             Ok(_) => Ok(self.socket),
             // A connect that was interrupted and made once more.
@@ -120,21 +121,12 @@ unsafe impl Operation for Connect {
     }
 }
 
-/// Sends the bytes of a buffer from `start` on. The buffer comes back with the result.
+/// Sends the bytes of a buffer from `start` on, waiting in the kernel for room. The buffer comes back
+/// with the result.
 pub(super) struct Send {
     fd: Rc<Fd>,
     buffer: Vec<u8>,
     start: usize,
-    mode: SendMode,
-}
-
-/// How a send waits for room in the socket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum SendMode {
-    /// Not at all. On the ring it is over when it is submitted, and success leaves no completion.
-    AtOnce,
-    /// In the kernel.
-    Waiting,
 }
 
 /// What a [`Send`] leaves.
@@ -145,9 +137,8 @@ pub(super) struct Sent {
 }
 
 impl Send {
-    pub(super) fn new(fd: Rc<Fd>, buffer: Vec<u8>, start: usize, mode: SendMode) -> Send {
-        let mode = if quiet_sends() { mode } else { SendMode::Waiting };
-        Send { fd, buffer, start, mode }
+    pub(super) fn new(fd: Rc<Fd>, buffer: Vec<u8>, start: usize) -> Send {
+        Send { fd, buffer, start }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -163,25 +154,14 @@ unsafe impl Operation for Send {
 
     fn entry(&mut self) -> Entry {
         let bytes = self.bytes();
-        let send = opcode::Send::new(types::Fd(self.fd.raw()), bytes.as_ptr(), bytes.len() as u32);
         // WAITALL: the kernel goes on after a part, so that one answer is for the whole.
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        match self.mode {
-            SendMode::Waiting => send.flags(flags).build(),
-            // With DONTWAIT the entry never leaves the submitting call. What falls short of the
-            // whole is a failure, and failures have completions (tried out in `features`).
-            SendMode::AtOnce => {
-                send.flags(flags | libc::MSG_DONTWAIT).build().flags(squeue::Flags::SKIP_SUCCESS)
-            }
-        }
-    }
-
-    fn quiet(&self) -> Option<u32> {
-        (self.mode == SendMode::AtOnce).then(|| self.bytes().len() as u32)
+        opcode::Send::new(types::Fd(self.fd.raw()), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build()
     }
 
     fn call(&mut self) -> io::Result<u32> {
-        send(self.fd.raw(), self.bytes()).map(|count| count as u32)
+        send(self.fd.as_fd(), self.bytes()).map(|count| count as u32)
     }
 
     fn descriptor(&self) -> &Rc<Fd> {
@@ -192,7 +172,7 @@ unsafe impl Operation for Send {
         Interest::Write
     }
 
-    fn complete(self, result: io::Result<u32>) -> Sent {
+    unsafe fn complete(self, result: io::Result<u32>) -> Sent {
         let result = result.map(|count| count as usize);
         Sent { buffer: self.buffer, start: self.start, result }
     }

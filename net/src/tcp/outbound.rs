@@ -2,23 +2,31 @@
 //!
 //! Small writes are copied into a buffer, and the buffer is sent once, at the end of the turn: many
 //! writes, one send. Large writes go out at once from the caller's memory when nothing is ahead of
-//! them. One send is in flight at a time, so that bytes keep their order; what is written meanwhile
+//! them. One send is under way at a time, so that bytes keep their order; what is written meanwhile
 //! waits in a second buffer. An error that comes late is the next call's.
+//!
+//! A send is tried without waiting first: on the ring by a quiet send, which costs no completion, on
+//! epoll by the system call. What does not fit the socket waits in an operation.
 
+use std::future::Future;
 use std::io;
 use std::io::IoSlice;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
+use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
-    Fd, Interest, Op, ResidentKey, is_known_blocked, limits, mark_dirty, not_ready, send,
+    Batch, Fd, Interest, Op, ResidentKey, give_back, is_known_blocked, is_settled, mark_dirty,
+    not_ready, send, send_quietly, spare_buffer,
 };
 use socket2::SockRef;
 
-use super::operations::{Send, SendMode, Sent};
+use super::notice::Notice;
+use super::operations::{Send, Sent};
 
 /// The most slices of one system call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
@@ -28,20 +36,32 @@ pub(super) struct Outbound {
     key: ResidentKey,
     /// Accepted, and not yet handed to the kernel.
     unsent: Vec<u8>,
-    /// Kept for its capacity.
-    spare: Vec<u8>,
-    sending: Option<Op<Send>>,
-    sending_bytes: usize,
+    /// A send that is over when its turn is.
+    quiet: Option<Batch>,
+    /// A send that waits in the kernel for room, and how much it has to send.
+    waiting: Option<Op<Send>>,
+    waiting_bytes: usize,
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
     /// The task that waits for room or for everything to be sent.
-    waiter: Option<Waker>,
-    /// Marks the connection dirty when a send has ended.
-    notice: Option<Waker>,
-    mode: SendMode,
+    waiter: Option<Waiter>,
     closing: Closing,
     /// The stream is gone; only what is unsent keeps the connection.
     released: bool,
+}
+
+/// A task, and what it waits for.
+struct Waiter {
+    waker: Waker,
+    until: Until,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// More can be accepted.
+    Room,
+    /// Everything accepted was sent.
+    Sent,
 }
 
 /// How far the write side has been closed.
@@ -59,13 +79,11 @@ impl Outbound {
             fd,
             key,
             unsent: Vec::new(),
-            spare: Vec::new(),
-            sending: None,
-            sending_bytes: 0,
+            quiet: None,
+            waiting: None,
+            waiting_bytes: 0,
             error: None,
             waiter: None,
-            notice: None,
-            mode: SendMode::AtOnce,
             closing: Closing::Open,
             released: false,
         }
@@ -77,7 +95,7 @@ impl Outbound {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.collect_sent();
+        self.collect();
         if let Some(error) = self.error.take() {
             return Poll::Ready(Err(error));
         }
@@ -89,16 +107,15 @@ impl Outbound {
             let text = "the write side of this stream has been shut down";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, text)));
         }
-        let limits = limits();
-        if total > limits.small_write_bytes_max && self.is_idle() {
-            match self.send_directly(slices) {
+        if total > LIMITS.small_write_bytes_max && self.is_idle() {
+            match self.send_now(slices) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 answer => return Poll::Ready(answer),
             }
         }
-        let room = limits.unsent_bytes_max.saturating_sub(self.unsent_bytes());
+        let room = LIMITS.unsent_bytes_max.saturating_sub(self.unsent_bytes());
         if room == 0 {
-            self.wait(cx);
+            self.wait(cx, Until::Room);
             return Poll::Pending;
         }
         Poll::Ready(Ok(self.keep(slices, room)))
@@ -106,15 +123,15 @@ impl Outbound {
 
     /// Waits until everything accepted was handed to the kernel.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.collect_sent();
-        self.send_unsent_directly();
+        self.collect();
+        self.send_unsent_now();
         if let Some(error) = self.error.take() {
             return Poll::Ready(Err(error));
         }
         if self.is_idle() {
             return Poll::Ready(Ok(()));
         }
-        self.wait(cx);
+        self.wait(cx, Until::Sent);
         Poll::Pending
     }
 
@@ -134,6 +151,35 @@ impl Outbound {
         }
     }
 
+    /// The stream is gone. True if nothing is left to be sent.
+    pub(super) fn release(&mut self) -> bool {
+        self.released = true;
+        self.collect();
+        self.send_unsent_now();
+        mark_dirty(self.key);
+        self.is_idle()
+    }
+
+    /// What a send has failed with that nobody has been told.
+    pub(super) fn take_error(&mut self) -> Option<io::Error> {
+        self.collect();
+        self.error.take()
+    }
+
+    /// True if every accepted byte was handed to the kernel, or never will be.
+    pub(super) fn is_idle(&self) -> bool {
+        self.unsent.is_empty() && !self.is_sending()
+    }
+
+    fn is_sending(&self) -> bool {
+        self.waiting.is_some() || self.quiet.is_some_and(|batch| !is_settled(batch))
+    }
+
+    /// What a quiet send holds is not counted: it is gone when the turn is.
+    fn unsent_bytes(&self) -> usize {
+        self.unsent.len() + self.waiting_bytes
+    }
+
     fn finish(&mut self) -> io::Result<()> {
         if self.closing == Closing::Closed {
             return Ok(());
@@ -143,80 +189,73 @@ impl Outbound {
         Ok(())
     }
 
-    /// True if every accepted byte was handed to the kernel, or never will be.
-    pub(super) fn is_idle(&self) -> bool {
-        self.unsent.is_empty() && self.sending.is_none()
-    }
-
-    fn unsent_bytes(&self) -> usize {
-        self.unsent.len() + self.sending_bytes
-    }
-
     /// Hands the kernel what is unsent. Answers whom to wake, when the borrow has ended.
     #[must_use = "the waker must be woken, or its task waits for ever"]
     pub(super) fn write_out(&mut self) -> Option<Waker> {
-        self.collect_sent();
-        while self.sending.is_none() && !self.unsent.is_empty() {
-            let buffer = std::mem::replace(&mut self.unsent, std::mem::take(&mut self.spare));
-            self.start(buffer, 0, SendMode::AtOnce);
+        self.collect();
+        if !self.unsent.is_empty() && !self.is_sending() {
+            self.start();
         }
         if self.closing == Closing::WhenSent && self.is_idle() {
             // An error says that the peer is gone, and then FIN has no meaning.
             let _gone = self.finish();
         }
-        self.hurry();
-        let room = self.sending.is_none() || self.unsent_bytes() < limits().unsent_bytes_max;
-        if room { self.waiter.take() } else { None }
+        if self.waiting.is_none() && self.is_sending() {
+            self.hurry();
+        }
+        let met = self.waiter.as_ref().is_some_and(|waiter| self.is_met(waiter.until));
+        if met { self.waiter.take().map(|waiter| waiter.waker) } else { None }
+    }
+
+    fn is_met(&self, until: Until) -> bool {
+        self.error.is_some()
+            || match until {
+                Until::Room => self.unsent_bytes() < LIMITS.unsent_bytes_max,
+                Until::Sent => self.is_idle(),
+            }
+    }
+
+    /// Sends the buffer: quietly, or by a system call where there are no quiet sends.
+    fn start(&mut self) {
+        let buffer = std::mem::take(&mut self.unsent);
+        match send_quietly(&self.fd, buffer, self.key) {
+            Ok(batch) => self.quiet = Some(batch),
+            Err(buffer) => {
+                self.unsent = buffer;
+                self.send_unsent_now();
+            }
+        }
     }
 
     /// A quiet send is known to have ended when its turn has. Somebody for whom that matters must
     /// not have to wait until the turn brings something else: dirty, the shard does not sleep.
     fn hurry(&self) {
         let awaited = self.waiter.is_some() || !self.unsent.is_empty();
-        if self.mode == SendMode::AtOnce
-            && self.sending.is_some()
-            && (awaited || self.closing == Closing::WhenSent || self.released)
-        {
+        if awaited || self.closing == Closing::WhenSent || self.released {
             mark_dirty(self.key);
         }
     }
 
-    /// Takes the result of the send in flight, if there is one, and goes on with what it left.
-    fn collect_sent(&mut self) {
-        let Some(sending) = &mut self.sending else { return };
-        let notice = self.notice.get_or_insert_with(|| Waker::from(Arc::new(Notice(self.key))));
-        let mut cx = Context::from_waker(notice);
-        let Poll::Ready(sent) = Pin::new(sending).poll(&mut cx) else { return };
-        self.sending = None;
-        self.sending_bytes = 0;
-        self.weigh(sent);
-    }
-
-    /// Sends without a ring entry what somebody waits for to be sent.
-    fn send_unsent_directly(&mut self) {
-        if self.sending.is_some() || self.unsent.is_empty() {
-            return;
-        }
-        let buffer = std::mem::take(&mut self.unsent);
-        let result = match self.send_directly(&[IoSlice::new(&buffer)]) {
-            // The ring, or an edge, tells when there is room.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            result => result,
-        };
+    /// A quiet send has sent a part only, or failed.
+    pub(super) fn send_fell_short(&mut self, buffer: Vec<u8>, result: io::Result<usize>) {
+        self.quiet = None;
         self.weigh(Sent { buffer, start: 0, result });
     }
 
-    /// The stream is gone. True if nothing is left to be sent.
-    pub(super) fn release(&mut self) -> bool {
-        self.released = true;
-        self.collect_sent();
-        self.send_unsent_directly();
-        mark_dirty(self.key);
-        self.is_idle()
+    /// Takes the result of the send that waits in the kernel, if there is one and it has come.
+    fn collect(&mut self) {
+        let Some(waiting) = &mut self.waiting else { return };
+        let notice = Waker::from(Arc::new(Notice(self.key)));
+        let Poll::Ready(sent) = Pin::new(waiting).poll(&mut Context::from_waker(&notice)) else {
+            return;
+        };
+        self.waiting = None;
+        self.waiting_bytes = 0;
+        self.weigh(sent);
     }
 
     fn weigh(&mut self, sent: Sent) {
-        let Sent { mut buffer, start, result } = sent;
+        let Sent { buffer, start, result } = sent;
         let count = match result {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
@@ -226,36 +265,37 @@ impl Outbound {
                 return;
             }
         };
-        if start + count < buffer.len() {
-            // The socket is full: the rest waits in the kernel.
-            self.start(buffer, start + count, SendMode::Waiting);
+        let start = start + count;
+        if start < buffer.len() {
+            self.waiting_bytes = buffer.len() - start;
+            self.waiting = Some(Op::new(Send::new(Rc::clone(&self.fd), buffer, start)));
+            self.collect();
+        } else {
+            give_back(buffer);
+        }
+    }
+
+    /// Sends by a system call what somebody waits for to be sent.
+    fn send_unsent_now(&mut self) {
+        if self.unsent.is_empty() || self.is_sending() {
             return;
         }
-        buffer.clear();
-        if self.unsent.capacity() == 0 {
-            self.unsent = buffer;
-        } else {
-            self.spare = buffer;
+        let buffer = std::mem::take(&mut self.unsent);
+        let result = self.send_now(&[IoSlice::new(&buffer)]);
+        if result.as_ref().is_ok_and(|&count| count == buffer.len()) {
+            give_back(buffer);
+            return;
         }
+        self.weigh(Sent { buffer, start: 0, result });
     }
 
-    fn start(&mut self, buffer: Vec<u8>, start: usize, mode: SendMode) {
-        self.sending_bytes = buffer.len() - start;
-        self.mode = mode;
-        self.sending = Some(Op::new(Send::new(Rc::clone(&self.fd), buffer, start, mode)));
-        self.collect_sent();
-    }
-
-    /// Tries the kernel at once with the caller's memory.
-    fn send_directly(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Sends by a system call, as much as the socket takes.
+    fn send_now(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         if is_known_blocked(&self.fd, Interest::Write) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let filled = slices.iter().find(|slice| !slice.is_empty());
-        let answer = match filled {
-            Some(only) if only.len() == slices.iter().map(|s| s.len()).sum() => {
-                send(self.fd.raw(), only)
-            }
+        let answer = match slices {
+            [only] => send(self.fd.as_fd(), only),
             _ => {
                 let slices = &slices[..slices.len().min(SLICES_MAX)];
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -274,6 +314,9 @@ impl Outbound {
     }
 
     fn keep(&mut self, slices: &[IoSlice<'_>], room: usize) -> usize {
+        if self.unsent.capacity() == 0 {
+            self.unsent = spare_buffer();
+        }
         let mut left = room;
         for slice in slices {
             let count = slice.len().min(left);
@@ -287,20 +330,12 @@ impl Outbound {
         room - left
     }
 
-    fn wait(&mut self, cx: &Context<'_>) {
-        if !self.waiter.as_ref().is_some_and(|waiter| waiter.will_wake(cx.waker())) {
-            self.waiter = Some(cx.waker().clone());
+    fn wait(&mut self, cx: &Context<'_>, until: Until) {
+        match &mut self.waiter {
+            Some(waiter) if waiter.waker.will_wake(cx.waker()) => waiter.until = until,
+            waiter => *waiter = Some(Waiter { waker: cx.waker().clone(), until }),
         }
-        // At the end of the turn `write_out` starts a send, or hurries the one in flight.
+        // At the end of the turn `write_out` starts a send, or hurries the one under way.
         mark_dirty(self.key);
-    }
-}
-
-/// Wakes a connection, on its shard, to go on after a send.
-struct Notice(ResidentKey);
-
-impl Wake for Notice {
-    fn wake(self: Arc<Self>) {
-        mark_dirty(self.0);
     }
 }

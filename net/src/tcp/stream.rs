@@ -89,7 +89,8 @@ impl TcpStream {
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
         let socket = OwnedFd::from(stream);
         set_nonblocking(socket.as_fd(), true)?;
-        TcpStream::from_socket(socket)
+        let linger = SockRef::from(&socket).linger()?;
+        TcpStream::from_socket(socket, linger)
     }
 
     /// Gives the socket to the standard library, blocking as that expects.
@@ -119,8 +120,13 @@ impl TcpStream {
             .map_err(|error| IntoStdError { stream: None, error })
     }
 
-    pub(super) fn from_socket(socket: OwnedFd) -> io::Result<TcpStream> {
-        Ok(TcpStream { state: Connection::settle_in(Fd::new(socket))? })
+    /// `linger` is what the socket has been set to, or has inherited.
+    pub(super) fn from_socket(socket: OwnedFd, linger: Option<Duration>) -> io::Result<TcpStream> {
+        let state = Connection::settle_in(Fd::new(socket))?;
+        if linger.is_some() {
+            state.get()?.note_linger(linger);
+        }
+        Ok(TcpStream { state })
     }
 
     /// Reads what has been received, as much as the buffer takes; waits if that is nothing.
@@ -161,7 +167,7 @@ impl TcpStream {
     /// # Cancel safety
     ///
     /// A dropped peek changes nothing.
-    pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub async fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         poll_fn(|cx| self.poll_read(cx, buffer, Take::Peek)).await
     }
 
@@ -356,6 +362,9 @@ async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
 pub(super) trait Source {
     fn connection(&self) -> io::Result<Rc<Connection>>;
 
+    /// Gives back bytes that a read took and did not hand on; from elsewhere, by mail.
+    fn put_back(&self, bytes: Vec<u8>);
+
     fn poll_read(
         &self,
         cx: &mut Context<'_>,
@@ -381,6 +390,10 @@ pub(super) trait Source {
 impl Source for TcpStream {
     fn connection(&self) -> io::Result<Rc<Connection>> {
         self.state.get()
+    }
+
+    fn put_back(&self, bytes: Vec<u8>) {
+        self.state.visit(move |state| state.put_back(&bytes));
     }
 }
 
@@ -418,9 +431,7 @@ struct ReadingExact<'a, S: Source> {
 impl<S: Source> Drop for ReadingExact<'_, S> {
     fn drop(&mut self) {
         if self.filled > 0 {
-            if let Ok(connection) = self.source.connection() {
-                connection.put_back(&self.buffer[..self.filled]);
-            }
+            self.source.put_back(self.buffer[..self.filled].to_vec());
         }
     }
 }

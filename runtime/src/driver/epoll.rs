@@ -104,6 +104,11 @@ impl Epoll {
     /// that cannot be waited for.
     pub(crate) fn not_ready(&self, fd: &Fd, interest: Interest) -> io::Result<()> {
         if let Some(registration) = fd.registration() {
+            if !Rc::ptr_eq(&registration.selector, &self.selector) {
+                return Err(io::Error::other(
+                    "this descriptor waits within another runtime: use it there",
+                ));
+            }
             registration.readiness.clear(interest);
             return Ok(());
         }
@@ -113,7 +118,8 @@ impl Epoll {
         self.generation.set(generation);
         let index = self.registrations.borrow_mut().insert((generation, Rc::clone(&readiness)));
         let token = u64::from(generation) << 32 | index as u64;
-        let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        let readable = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI;
+        let events = readable | libc::EPOLLOUT | libc::EPOLLET;
         // An edge that came before this call is reported by it: nothing is missed.
         if let Err(error) = self.selector.epoll.add(fd.raw(), events as u32, token) {
             self.registrations.borrow_mut().remove(index);

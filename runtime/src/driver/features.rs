@@ -247,9 +247,8 @@ fn try_quiet_send(ring: &mut IoUring) -> Result<bool, Failure> {
     let part = round_trip_or_silence(ring, &quiet_send(ours.as_raw_fd(), &large))?;
     let (fresh, _peer) = UnixStream::pair().map_err(|error| (stage, error))?;
     let whole = round_trip_or_silence(ring, &quiet_send(fresh.as_raw_fd(), b"a"))?;
-    let partial = part.is_some_and(|answer| match answer.result() {
-        Ok(count) => (count as usize) < large.len(),
-        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    let partial = part.is_some_and(|answer| {
+        answer.result().is_ok_and(|count| (1..large.len()).contains(&(count as usize)))
     });
     Ok(partial && whole.is_none())
 }

@@ -10,6 +10,7 @@
 mod epoll;
 mod features;
 pub(crate) mod operation;
+mod quiet;
 mod refusal;
 mod slots;
 mod uring;
@@ -27,13 +28,15 @@ use self::operation::{Completion, MultishotOperation, Operation};
 pub use self::refusal::{Cause, Refusal, Stage};
 pub(crate) use self::slots::Key;
 use self::uring::Uring;
-use crate::buf::Pool;
+use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
 use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
+use crate::resident_key::ResidentKey;
 
-pub(crate) use self::features::quiet_sends;
 use self::features::{NoRing, make_ring};
+pub use self::quiet::Batch;
+pub(crate) use self::quiet::ShortSend;
 
 /// How long a turn may wait for the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +51,7 @@ pub(crate) enum Wait {
 #[derive(Default)]
 pub(crate) struct Work {
     pub(crate) wakers: Vec<Waker>,
+    pub(crate) short_sends: Vec<ShortSend>,
     pub(crate) orphans: Vec<(Key, Completion)>,
 }
 
@@ -98,12 +102,13 @@ impl Driver {
     pub(crate) fn choose(
         config: &Config,
         wake_fd: RawFd,
+        spare: &Rc<Spare>,
     ) -> Result<(Driver, DriverInfo), BuildError> {
         let mut refusal = None;
         if config.driver != config::Driver::Epoll {
             match make_ring(config) {
                 Ok(ring) => {
-                    let driver = Driver::Uring(Uring::new(ring, wake_fd));
+                    let driver = Driver::Uring(Uring::new(ring, wake_fd, Rc::clone(spare)));
                     return Ok((driver, DriverInfo { driver: config::Driver::Uring, refusal }));
                 }
                 Err(NoRing::Io(error)) => return Err(BuildError::Io("making a ring", error)),
@@ -147,6 +152,18 @@ impl Driver {
         }
     }
 
+    /// As [`poll_multishot`](Driver::poll_multishot), but arms nothing: `None` if nothing is armed.
+    pub(crate) fn poll_armed(
+        &self,
+        flight: Option<Key>,
+        waker: &Waker,
+    ) -> Poll<Option<Completion>> {
+        match self {
+            Driver::Uring(driver) => driver.poll_armed(flight, waker),
+            Driver::Epoll(_) => Poll::Ready(None),
+        }
+    }
+
     pub(crate) fn pop_multishot(&self, flight: Option<Key>) -> Option<Completion> {
         match self {
             Driver::Uring(driver) => driver.pop_multishot(flight),
@@ -179,6 +196,28 @@ impl Driver {
         match self {
             Driver::Uring(driver) => driver.orphan_multishot(key, operation),
             Driver::Epoll(_) => unreachable!("nothing is in flight on epoll"),
+        }
+    }
+
+    /// Hands over a send that ends with this turn: see [`quiet`]. Gives the buffer back where the
+    /// driver has none such.
+    pub(crate) fn send_quietly(
+        &self,
+        fd: &Rc<Fd>,
+        buffer: Vec<u8>,
+        owner: ResidentKey,
+    ) -> Result<Batch, Vec<u8>> {
+        match self {
+            Driver::Uring(driver) => driver.send_quietly(fd, buffer, owner),
+            Driver::Epoll(_) => Err(buffer),
+        }
+    }
+
+    /// True when the sends of that batch are over.
+    pub(crate) fn is_settled(&self, batch: Batch) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.is_settled(batch),
+            Driver::Epoll(_) => true,
         }
     }
 

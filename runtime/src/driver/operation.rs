@@ -18,7 +18,7 @@ use crate::fd::{Fd, Interest};
 ///
 /// [`entry`](Operation::entry) may refer only to memory that stays valid and at its address while
 /// the operation lives, *also when the operation itself is moved*: to the heap, never to the
-/// operation's own fields.
+/// operation's own fields. The entry must have exactly one completion.
 pub unsafe trait Operation: Unpin + 'static {
     /// What the future resolves to.
     type Output;
@@ -42,13 +42,11 @@ pub unsafe trait Operation: Unpin + 'static {
 
     /// Turns the kernel's answer into the output. Also called, and the output dropped, when the
     /// future is gone: an accepted socket or a buffer must be owned by the output.
-    fn complete(self, result: io::Result<u32>) -> Self::Output;
-
-    /// True if the entry finishes while it is submitted and reports failures only
-    /// (`MSG_DONTWAIT`, `CQE_SKIP_SUCCESS`). Then silence means `Ok(expected)`.
-    fn quiet(&self) -> Option<u32> {
-        None
-    }
+    ///
+    /// # Safety
+    ///
+    /// The result must be the answer to this operation's entry or call, handed over once.
+    unsafe fn complete(self, result: io::Result<u32>) -> Self::Output;
 }
 
 /// One request with many answers.
@@ -82,7 +80,11 @@ pub unsafe trait MultishotOperation: Unpin + 'static {
 
     /// Turns an answer into an item. Also called, and the item dropped, for answers that arrive
     /// when nobody wants them: descriptors and buffers must be owned by the item.
-    fn item(&mut self, completion: Completion) -> Self::Item;
+    ///
+    /// # Safety
+    ///
+    /// The completion must be an answer to this operation's entry or call, handed over once.
+    unsafe fn item(&mut self, completion: Completion) -> Self::Item;
 }
 
 /// One answer of the kernel.
@@ -111,10 +113,6 @@ impl Completion {
 
     pub(crate) fn from_error(error: &io::Error) -> Completion {
         Completion { result: -error.raw_os_error().unwrap_or(libc::EIO), flags: 0 }
-    }
-
-    pub(crate) fn success(result: u32) -> Completion {
-        Completion { result: result as i32, flags: 0 }
     }
 
     /// The result, or the errno as an error.
@@ -157,7 +155,8 @@ pub(crate) struct Single<T: Operation>(pub(crate) Option<T>);
 impl<T: Operation> Orphan for Single<T> {
     fn take(&mut self, completion: Completion) {
         if let Some(operation) = self.0.take() {
-            drop(operation.complete(completion.result()));
+            // SAFETY: the driver hands over each answer of an orphan once.
+            drop(unsafe { operation.complete(completion.result()) });
         }
     }
 }
@@ -167,6 +166,7 @@ pub(crate) struct Many<T: MultishotOperation>(pub(crate) T);
 
 impl<T: MultishotOperation> Orphan for Many<T> {
     fn take(&mut self, completion: Completion) {
-        drop(self.0.item(completion));
+        // SAFETY: the driver hands over each answer of an orphan once.
+        drop(unsafe { self.0.item(completion) });
     }
 }

@@ -10,6 +10,12 @@ use slab::Slab;
 
 use super::operation::{Completion, Orphan};
 
+/// Marks the keys of quiet sends.
+const QUIET: u64 = 1 << 63;
+
+/// Generations and batches have 31 bits.
+const GENERATION_MAX: u32 = u32::MAX >> 1;
+
 /// Names one operation in flight. It is the `user_data` of its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key(u64);
@@ -17,6 +23,21 @@ pub(crate) struct Key(u64);
 impl Key {
     fn new(index: usize, generation: u32) -> Key {
         Key(u64::from(generation) << 32 | index as u64)
+    }
+
+    /// Names a send of a batch. The top bit tells such keys from those of slots.
+    pub(super) fn of_quiet_send(batch: u32, index: usize) -> Key {
+        Key(QUIET | u64::from(batch & GENERATION_MAX) << 32 | index as u64)
+    }
+
+    /// Where the send stands in the batch, if it belongs to this one.
+    pub(super) fn quiet_send_of(self, batch: u32) -> Option<usize> {
+        let own = Key::of_quiet_send(batch, 0).0;
+        (self.0 & !u64::from(u32::MAX) == own).then(|| self.index())
+    }
+
+    pub(super) fn is_quiet_send(self) -> bool {
+        self.0 & QUIET != 0
     }
 
     pub(crate) fn from_user_data(user_data: u64) -> Key {
@@ -38,16 +59,16 @@ impl Key {
 
 /// Where an operation in flight stands.
 pub(crate) enum State {
-    /// The future waits for the one answer. A quiet operation has `expected`.
-    Waiting { waker: Option<Waker>, expected: Option<u32> },
+    /// The future waits for the one answer.
+    Waiting(Option<Waker>),
     /// The answer has come and the future has not yet taken it.
     Done(Completion),
     /// Many answers: those that came and were not yet taken, in order.
     Multishot(Multishot),
     /// The future is gone; the operation waits here for its last answer.
     Orphaned(Box<dyn Orphan>),
-    /// The orphan is being handed an answer outside of the driver's borrow.
-    Lent,
+    /// The orphan is being handed answers outside of the driver's borrow; these have come since.
+    Lent(VecDeque<Completion>),
 }
 
 #[derive(Default)]
@@ -85,7 +106,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn insert(&mut self, state: State) -> Key {
-        self.generation = self.generation.wrapping_add(1);
+        self.generation = self.generation.wrapping_add(1) & GENERATION_MAX;
         let generation = self.generation;
         let index = self.slots.insert(Slot { generation, state });
         assert!(index < RESERVED_INDEX, "fewer operations in flight than a key can name");
@@ -105,7 +126,7 @@ impl Slots {
     /// True while the kernel owes an answer. What was answered and not yet taken does not count.
     pub(crate) fn any_in_flight(&self) -> bool {
         self.slots.iter().any(|(_, slot)| match &slot.state {
-            State::Waiting { .. } | State::Orphaned(_) | State::Lent => true,
+            State::Waiting(_) | State::Orphaned(_) | State::Lent(_) => true,
             State::Multishot(multishot) => multishot.armed,
             State::Done(_) => false,
         })
@@ -116,13 +137,13 @@ impl Slots {
     pub(crate) fn arrive(&mut self, key: Key, completion: Completion) -> Arrival {
         let Some(state) = self.get_mut(key) else { return Arrival::Stale };
         match state {
-            State::Waiting { waker, .. } => {
+            State::Waiting(waker) => {
                 let waker = waker.take();
                 *state = State::Done(completion);
                 waker.map_or(Arrival::Quiet, Arrival::Wake)
             }
             State::Multishot(multishot) => multishot.arrive(completion),
-            State::Orphaned(_) | State::Lent => Arrival::Orphaned,
+            State::Orphaned(_) | State::Lent(_) => Arrival::Orphaned,
             // A second answer to an operation that has one. The kernel does not do that; if it
             // did, the first would stand.
             State::Done(_) => Arrival::Stale,
@@ -168,26 +189,30 @@ impl Multishot {
 mod tests {
     use super::*;
 
+    /// An answer without F_MORE.
+    fn last(result: i32) -> Completion {
+        Completion::from_error(&std::io::Error::from_raw_os_error(-result))
+    }
+
     #[test]
     fn a_key_of_a_reused_slot_finds_nothing() {
         let mut slots = Slots::default();
-        let waiting = || State::Waiting { waker: None, expected: None };
+        let waiting = || State::Waiting(None);
         let old = slots.insert(waiting());
         slots.remove(old);
         let new = slots.insert(waiting());
         assert_eq!(old.index(), new.index());
         assert!(slots.get_mut(old).is_none());
         assert!(slots.remove(old).is_none());
-        assert!(matches!(slots.arrive(old, Completion::success(1)), Arrival::Stale));
-        assert!(matches!(slots.get_mut(new), Some(State::Waiting { .. })));
+        assert!(matches!(slots.arrive(old, last(1)), Arrival::Stale));
+        assert!(matches!(slots.get_mut(new), Some(State::Waiting(_))));
     }
 
     #[test]
     fn a_multishot_ends_by_its_flag_not_by_its_result() {
         let mut slots = Slots::default();
         let key = slots.insert(State::Multishot(Multishot::new(Waker::noop().clone(), 8)));
-        let last = Completion::success(5);
-        assert!(matches!(slots.arrive(key, last), Arrival::Wake(_)));
+        assert!(matches!(slots.arrive(key, last(5)), Arrival::Wake(_)));
         let Some(State::Multishot(multishot)) = slots.get_mut(key) else { panic!("kept") };
         assert!(!multishot.armed);
         assert_eq!(multishot.queue.len(), 1);

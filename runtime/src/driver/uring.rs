@@ -22,16 +22,19 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, CancelBuilder, SubmitArgs};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
-use super::features::Ring;
+use super::features::{Ring, quiet_sends};
 use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
+use super::quiet::{Batch, Quiet};
 use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
 use super::{Wait, Work};
-use crate::buf::Pool;
+use crate::buf::{Pool, Spare};
+use crate::fd::Fd;
+use crate::resident_key::ResidentKey;
 use crate::sys;
 
 /// Entries that wait before a submit is made in the middle of a turn, so that a peer can start
 /// on the first replies. Batching gains nothing past this (ARCHITECTURE.md, "The turn").
-const FLUSH_ENTRIES: usize = 32;
+const FLUSH_ENTRIES: usize = 256;
 
 /// Enters in a row that may fail for want of kernel memory before the failure surfaces.
 const FAILURES_MAX: u32 = 1000;
@@ -42,6 +45,8 @@ const OVERFLOW_ROUNDS_MAX: u32 = 64;
 pub(crate) struct Uring {
     inner: RefCell<Inner>,
     pool: Rc<Pool>,
+    /// Where the buffers of quiet sends go.
+    spare: Rc<Spare>,
 }
 
 struct Inner {
@@ -49,8 +54,7 @@ struct Inner {
     slots: Slots,
     /// Entries that found the queue full and could not be submitted at once.
     backlog: VecDeque<Entry>,
-    /// Operations in the queue that report failures only.
-    quiet: Vec<Key>,
+    quiet: Quiet,
     wake_fd: RawFd,
     no_iowait: bool,
     failures: u32,
@@ -68,21 +72,21 @@ pub(crate) struct Counters {
 }
 
 impl Uring {
-    pub(crate) fn new(ring: Ring, wake_fd: RawFd) -> Uring {
+    pub(crate) fn new(ring: Ring, wake_fd: RawFd, spare: Rc<Spare>) -> Uring {
         let Ring { ring, pool } = ring;
         let no_iowait = ring.params().is_feature_no_iowait();
         let mut inner = Inner {
             ring,
             slots: Slots::default(),
             backlog: VecDeque::new(),
-            quiet: Vec::new(),
+            quiet: Quiet::default(),
             wake_fd,
             no_iowait,
             failures: 0,
             counters: Counters::default(),
         };
         inner.arm_wake();
-        Uring { inner: RefCell::new(inner), pool }
+        Uring { inner: RefCell::new(inner), pool, spare }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -112,9 +116,8 @@ impl Uring {
 
     fn start<T: Operation>(&self, operation: &mut T, waker: &Waker) -> Key {
         let entry = operation.entry();
-        let expected = operation.quiet();
         let waker = Some(waker.clone());
-        self.inner.borrow_mut().start(entry, State::Waiting { waker, expected })
+        self.inner.borrow_mut().start(entry, State::Waiting(waker))
     }
 
     /// Takes the answer of an operation in flight, or remembers whom to wake for it.
@@ -126,8 +129,8 @@ impl Uring {
                 inner.slots.remove(key);
                 return Poll::Ready(completion);
             }
-            Some(State::Waiting { waker: Some(old), .. }) if old.will_wake(waker) => {}
-            Some(State::Waiting { .. }) => {
+            Some(State::Waiting(Some(old))) if old.will_wake(waker) => {}
+            Some(State::Waiting(_)) => {
                 drop(inner);
                 self.replace_waker(key, waker);
             }
@@ -140,7 +143,7 @@ impl Uring {
     fn replace_waker(&self, key: Key, waker: &Waker) {
         let new = Some(waker.clone());
         let old = match self.inner.borrow_mut().slots.get_mut(key) {
-            Some(State::Waiting { waker, .. }) => std::mem::replace(waker, new),
+            Some(State::Waiting(waker)) => std::mem::replace(waker, new),
             Some(State::Multishot(multishot)) => std::mem::replace(&mut multishot.waker, new),
             _ => new,
         };
@@ -178,7 +181,30 @@ impl Uring {
         Poll::Pending
     }
 
-    /// An answer that has come already, without arming and without waiting.
+    /// An answer that has come; waits for one that may come. `None` if nothing is armed.
+    pub(crate) fn poll_armed(
+        &self,
+        flight: Option<Key>,
+        waker: &Waker,
+    ) -> Poll<Option<Completion>> {
+        let Some(key) = flight else { return Poll::Ready(None) };
+        let mut inner = self.inner.borrow_mut();
+        let multishot = inner.multishot(key);
+        if let Some(completion) = multishot.queue.pop_front() {
+            return Poll::Ready(Some(completion));
+        }
+        if !multishot.armed {
+            return Poll::Ready(None);
+        }
+        let known = multishot.waker.as_ref().is_some_and(|old| old.will_wake(waker));
+        drop(inner);
+        if !known {
+            self.replace_waker(key, waker);
+        }
+        Poll::Pending
+    }
+
+    /// An answer that has come already.
     pub(crate) fn pop_multishot(&self, flight: Option<Key>) -> Option<Completion> {
         let mut inner = self.inner.borrow_mut();
         flight.and_then(|key| inner.multishot(key).queue.pop_front())
@@ -211,12 +237,9 @@ impl Uring {
                 drop(inner);
                 orphan.take(completion);
             }
-            Some(state @ State::Waiting { .. }) => {
-                let quiet = matches!(state, State::Waiting { expected: Some(_), .. });
+            Some(state @ State::Waiting(_)) => {
                 let old = std::mem::replace(state, State::Orphaned(Box::new(orphan)));
-                if !quiet {
-                    inner.cancel(key);
-                }
+                inner.cancel(key);
                 drop(inner);
                 drop(old);
             }
@@ -226,49 +249,76 @@ impl Uring {
 
     /// As [`orphan`](Uring::orphan), for an operation of many answers.
     pub(crate) fn orphan_multishot<T: MultishotOperation>(&self, key: Key, operation: T) {
-        let mut orphan = Many(operation);
         let mut inner = self.inner.borrow_mut();
         let Multishot { queue, armed, stopping, waker, .. } = std::mem::take(inner.multishot(key));
-        let kept = if armed {
-            if !stopping {
-                inner.cancel(key);
-            }
-            // The answers that have come are handed over below; until then the slot is lent, and
-            // a completion in between waits in line behind them.
-            *inner.slots.get_mut(key).expect("looked up above") = State::Lent;
-            true
-        } else {
-            inner.slots.remove(key);
-            false
-        };
+        if armed && !stopping {
+            inner.cancel(key);
+        }
+        *inner.slots.get_mut(key).expect("looked up above") = State::Lent(VecDeque::new());
         drop(inner);
         drop(waker);
-        queue.into_iter().for_each(|completion| hand_over(&mut orphan, completion));
-        if kept {
-            let mut inner = self.inner.borrow_mut();
-            if let Some(state) = inner.slots.get_mut(key) {
-                *state = State::Orphaned(Box::new(orphan));
-            }
-        }
+        self.serve_orphan(key, Box::new(Many(operation)), queue, armed);
     }
 
     /// Hands an orphan one of its answers. Called without a borrow: it may run user code.
     pub(crate) fn dispose(&self, key: Key, completion: Completion) {
         let taken = match self.inner.borrow_mut().slots.get_mut(key) {
-            Some(state @ State::Orphaned(_)) => std::mem::replace(state, State::Lent),
+            // It is being served further up the stack, and gets this one there.
+            Some(State::Lent(answers)) => return answers.push_back(completion),
+            Some(state @ State::Orphaned(_)) => {
+                std::mem::replace(state, State::Lent(VecDeque::new()))
+            }
             _ => return,
         };
-        let State::Orphaned(mut orphan) = taken else { return };
-        let kept = completion.more();
-        hand_over(&mut *orphan, completion);
-        let mut inner = self.inner.borrow_mut();
-        if kept {
-            if let Some(state) = inner.slots.get_mut(key) {
-                *state = State::Orphaned(orphan);
+        let State::Orphaned(orphan) = taken else { return };
+        self.serve_orphan(key, orphan, VecDeque::from([completion]), completion.more());
+    }
+
+    /// Hands over answers, also those that come meanwhile; then puts the orphan back, or ends it
+    /// after its last answer.
+    fn serve_orphan(
+        &self,
+        key: Key,
+        mut orphan: Box<dyn Orphan>,
+        mut answers: VecDeque<Completion>,
+        mut armed: bool,
+    ) {
+        loop {
+            answers.drain(..).for_each(|completion| hand_over(&mut *orphan, completion));
+            let mut inner = self.inner.borrow_mut();
+            match inner.slots.get_mut(key) {
+                Some(State::Lent(more)) if !more.is_empty() => answers = std::mem::take(more),
+                Some(state) if armed => {
+                    *state = State::Orphaned(orphan);
+                    return;
+                }
+                _ => {
+                    inner.slots.remove(key);
+                    break;
+                }
             }
-        } else {
-            inner.slots.remove(key);
+            armed = answers.iter().all(|completion| completion.more());
         }
+        contain(|| drop(orphan));
+    }
+
+    pub(crate) fn send_quietly(
+        &self,
+        fd: &Rc<Fd>,
+        buffer: Vec<u8>,
+        owner: ResidentKey,
+    ) -> Result<Batch, Vec<u8>> {
+        if !quiet_sends() || buffer.len() > sys::TRANSFER_BYTES_MAX {
+            return Err(buffer);
+        }
+        let mut inner = self.inner.borrow_mut();
+        let (batch, entry) = inner.quiet.add(fd, buffer, owner);
+        inner.push(entry);
+        Ok(batch)
+    }
+
+    pub(crate) fn is_settled(&self, batch: Batch) -> bool {
+        self.inner.borrow().quiet.is_settled(batch)
     }
 
     /// Two loads from memory shared with the kernel.
@@ -288,7 +338,7 @@ impl Uring {
         let entered = inner.enter_as_needed(wait);
         inner.reap(work);
         inner.reap_overflow(work);
-        inner.settle_quiet(work);
+        inner.settle_quiet(&self.spare);
         inner.weigh(entered)
     }
 
@@ -309,11 +359,14 @@ impl Uring {
     }
 }
 
-/// Runs user code that must not unwind: the operation may still be in flight, and unwinding would
-/// free what the kernel writes to.
 fn hand_over(orphan: &mut dyn Orphan, completion: Completion) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| orphan.take(completion)));
-    if let Err(payload) = outcome {
+    contain(|| orphan.take(completion));
+}
+
+/// Runs user code that must not unwind: an operation may still be in flight, and unwinding would
+/// free what the kernel writes to.
+fn contain(run: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
         // The hook has printed the panic; the payload's own drop may panic as well.
         std::mem::forget(payload);
     }
@@ -332,11 +385,7 @@ impl Drop for Uring {
 
 impl Inner {
     fn start(&mut self, entry: Entry, state: State) -> Key {
-        let quiet = matches!(state, State::Waiting { expected: Some(_), .. });
         let key = self.slots.insert(state);
-        if quiet {
-            self.quiet.push(key);
-        }
         self.push(entry.user_data(key.user_data()));
         key
     }
@@ -461,7 +510,7 @@ impl Inner {
     }
 
     fn reap(&mut self, work: &mut Work) {
-        let Inner { ring, slots, counters, .. } = self;
+        let Inner { ring, slots, quiet, counters, .. } = self;
         let mut stopped = Vec::new();
         let mut wake_ended = false;
         for entry in ring.completion() {
@@ -471,6 +520,10 @@ impl Inner {
             match key {
                 WAKE_KEY => wake_ended |= !completion.more(),
                 IGNORED_KEY => {}
+                key if key.is_quiet_send() => match quiet.fell_short(key, completion) {
+                    Some(short) => work.short_sends.push(short),
+                    None => counters.stale += 1,
+                },
                 key => match slots.arrive(key, completion) {
                     Arrival::Quiet => {}
                     Arrival::Wake(waker) => work.wakers.push(waker),
@@ -503,29 +556,17 @@ impl Inner {
         }
     }
 
-    /// A quiet operation that was submitted and reported no failure has succeeded.
-    fn settle_quiet(&mut self, work: &mut Work) {
+    /// Quiet sends that were submitted and of which nothing was heard have succeeded.
+    fn settle_quiet(&mut self, spare: &Spare) {
         if self.quiet.is_empty() || !self.backlog.is_empty() {
             return;
         }
         let queue = self.ring.submission();
-        let unknown = !queue.is_empty() || queue.cq_overflow();
+        let taken = queue.is_empty() && !queue.cq_overflow();
         drop(queue);
-        if unknown {
-            return;
-        }
-        for key in self.quiet.drain(..) {
-            match self.slots.get_mut(key) {
-                Some(state @ State::Waiting { expected: Some(_), .. }) => {
-                    let State::Waiting { waker, expected: Some(expected) } = state else {
-                        continue;
-                    };
-                    work.wakers.extend(waker.take());
-                    *state = State::Done(Completion::success(*expected));
-                }
-                Some(State::Orphaned(_)) => work.orphans.push((key, Completion::success(0))),
-                _ => {}
-            }
+        // Entries that a failed enter had left may have been taken since the reaping.
+        if taken && self.ring.completion().is_empty() {
+            self.quiet.settle(spare);
         }
     }
 

@@ -21,10 +21,14 @@ pub(crate) use wheel::{NEVER, Registration, Timers};
 /// Wakes all, in order. A waker that panics does not keep the others from being woken.
 pub(crate) fn wake_all(woken: &mut Vec<Waker>) {
     for waker in woken.drain(..) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            // The hook has printed the panic. The payload is leaked, since its drop may panic as
-            // well.
-            mem::forget(payload);
-        }
+        contain(|| waker.wake());
+    }
+}
+
+/// Runs what may be anybody's code, and lets no panic out.
+pub(crate) fn contain(run: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
+        // The hook has printed the panic. The payload is leaked, since its drop may panic as well.
+        mem::forget(payload);
     }
 }

@@ -1,0 +1,14 @@
+//! A waker that wakes no task: it marks a resident dirty, which then goes on by itself.
+
+use std::sync::Arc;
+use std::task::Wake;
+
+use annulus_runtime::io::{ResidentKey, mark_dirty};
+
+pub(super) struct Notice(pub(super) ResidentKey);
+
+impl Wake for Notice {
+    fn wake(self: Arc<Self>) {
+        mark_dirty(self.0);
+    }
+}
