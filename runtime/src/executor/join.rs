@@ -42,13 +42,14 @@ use std::task::{Context, Poll, Waker};
 pub struct JoinHandle<T> {
     /// None once the output has been handed out.
     task: Option<TaskRef>,
-    /// The handle may come to own an output. A pointer, so that only the impls below make the handle
-    /// `Send` and `Sync`.
+    /// The handle may come to own an output. A pointer, so that only the impls below make the
+    /// handle `Send` and `Sync`.
     output: PhantomData<*const T>,
 }
 
-// SAFETY: the handle may take or drop the output on the thread it has gone to, which `T: Send` allows.
-// Nothing else of the task is reached through it but what any thread may have (see `TaskRef`).
+// SAFETY: the handle may take or drop the output on the thread it has gone to, which `T: Send`
+// allows. Nothing else of the task is reached through it but what any thread may have (see
+// `TaskRef`).
 unsafe impl<T: Send> Send for JoinHandle<T> {}
 
 // SAFETY: a shared handle only looks at and asks for things through atomics; the output is reached
@@ -140,8 +141,8 @@ impl<T> Future for JoinHandle<T> {
         match task.header().wait(cx.waker()) {
             Waiting::Done => Poll::Pending,
             Waiting::Complete => {
-                // SAFETY: the task is complete, this is its handle, and it takes the output once, as
-                // it forgets the task below. `new` was promised that the type is right.
+                // SAFETY: the task is complete, this is its handle, and it takes the output once,
+                // as it forgets the task below. `new` was promised that the type is right.
                 let output = unsafe { task.ptr().take_output() };
                 self.task = None;
                 Poll::Ready(output)
@@ -186,8 +187,9 @@ impl Header {
 
     fn lent_waker_wakes_as(&self, waker: &Waker) -> bool {
         self.waker.with(|lent| {
-            // SAFETY: the field is filled. The task may be copying the waker out meanwhile, and even
-            // wake and drop that copy, but the field's bytes stay, and the comparison reads no more.
+            // SAFETY: the field is filled. The task may be copying the waker out meanwhile, and
+            // even wake and drop that copy, but the field's bytes stay, and the comparison reads no
+            // more.
             let lent = unsafe { &*lent };
             // SAFETY: as above.
             unsafe { lent.assume_init_ref() }.will_wake(waker)

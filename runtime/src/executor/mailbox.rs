@@ -3,9 +3,9 @@
 //! # The sleep flag
 //!
 //! A pusher first pushes, then looks whether the shard sleeps; a shard first says that it sleeps,
-//! then looks whether something was pushed. Each side stores one word and loads the other's, so each
-//! has a sequentially consistent fence in between: whichever fence comes second, its side sees what
-//! the other has stored, and no mail is slept through. Release and Acquire would not do.
+//! then looks whether something was pushed. Each side stores one word and loads the other's, so
+//! each has a sequentially consistent fence in between: whichever fence comes second, its side sees
+//! what the other has stored, and no mail is slept through. Release and Acquire would not do.
 //!
 //! Among the pushers who find the shard asleep, one exchange decides who rings. N pieces of mail to
 //! a sleeping shard cost one write.
@@ -77,6 +77,17 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             bell: Bell::new(eventfd),
         })
+    }
+
+    /// Takes a strong count of a mailbox of which the caller knows the address only.
+    ///
+    /// # Safety
+    /// Somebody must have a strong count, and the address be that which [`Arc::as_ptr`] gave.
+    pub(super) unsafe fn retain(mailbox: *const Mailbox) -> Arc<Mailbox> {
+        // SAFETY: as the caller promises.
+        unsafe { Arc::increment_strong_count(mailbox) };
+        // SAFETY: the count was taken for this.
+        unsafe { Arc::from_raw(mailbox) }
     }
 
     pub(crate) fn shard(&self) -> ShardId {
@@ -212,7 +223,7 @@ mod bell {
     pub(super) struct Bell {
         eventfd: EventFd,
         notify: Notify,
-        pub(super) rings: AtomicU32,
+        rings: AtomicU32,
     }
 
     impl Bell {

@@ -26,8 +26,8 @@
 //! 1. A task is polled, and its future dropped, on its owner's thread only, and dropped once. The
 //!    executor holds every uncompleted task, so no reference that is dropped elsewhere is the last.
 //! 2. `Local`, the run queue and the owner's part of `Refs` are touched by the owner's thread only.
-//!    Who asks whether it is the owner compares the task's [`ShardId`] with the thread's, which only
-//!    [`Executor::enter`] sets, and which is never used again after the shard.
+//!    Who asks whether it is the owner compares the task's [`ShardId`] with the thread's, which
+//!    only [`Executor::enter`] sets, and which is never used again after the shard.
 //! 3. Every other thread goes through `Remote` and the [`Mailbox`].
 //! 4. No borrow is held while the user's code runs: a poll, and the drop of a future, an output, a
 //!    waker or a closure. All of them may spawn, wake and abort. What they panic with is caught.
@@ -36,10 +36,10 @@
 //!
 //! # Why the mailbox is alive when a foreign waker uses it
 //!
-//! A task points to the mailbox without counting. Only a thread that turned the task's `Remote` from
-//! quiet to mailed follows the pointer. Before it pushes it takes a strong count of its own, so all
-//! that is to be shown is that the mailbox is alive until then. The thread has a reference to the
-//! task all the while. Let M be the moment it turned `Remote`.
+//! A task points to the mailbox without counting. Only a thread that turned the task's `Remote`
+//! from quiet to mailed follows the pointer. Before it pushes it takes a strong count of its own,
+//! so all that is to be shown is that the mailbox is alive until then. The thread has a reference
+//! to the task all the while. Let M be the moment it turned `Remote`.
 //!
 //! - `Remote` turns quiet again only when the owner takes the mail, hence after the push. And no
 //!   thread turns it after [`TaskPtr::retire`] did, for good. So `retire` comes after M.
@@ -206,8 +206,8 @@ impl Executor {
         unsafe { task.retire() };
     }
 
-    /// Takes the mail that is there: queues woken tasks and runs closures, in order. Answers how many
-    /// pieces there were.
+    /// Takes the mail that is there: queues woken tasks and runs closures, in order. Answers how
+    /// many pieces there were.
     pub(crate) fn take_mail(&self) -> u32 {
         let _entered = self.enter();
         // Only what is there now, so that a busy sender does not keep the shard from its turn.
@@ -311,17 +311,24 @@ impl Drop for RunGuard<'_> {
     }
 }
 
-/// Runs the user's code where there is nobody to tell of its panic. The panic hook has told already.
+/// Runs the user's code where there is nobody to tell of its panic. The panic hook has told
+/// already.
 fn contain(code: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
         bury(payload);
     }
 }
 
-/// Drops a panic's payload. If that panics too, the payload of that panic is leaked: somewhere this
-/// has to end.
-fn bury(payload: Box<dyn Any + Send>) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(payload);
+/// Drops a panic's payload. That may panic too, and so on: somewhere it has to end in a leak.
+fn bury(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..BURIALS_MAX {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
     }
+    mem::forget(payload);
 }
+
+/// Payloads that panic one out of another. Nobody means one; more than a few never end.
+const BURIALS_MAX: u32 = 8;

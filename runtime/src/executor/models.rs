@@ -1,17 +1,18 @@
-//! Models that loom runs in every order of the threads, and of what they see of each other's memory.
+//! Models that loom runs in every order of the threads, and of what they see of each other's
+//! memory.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
 
 use super::state::{Refs, Released};
-use super::*;
-use crate::sync::{AtomicBool, AtomicU32, Ordering};
+use super::{Executor, Mailbox, RootWaker, ShardId};
+use crate::sync::{Arc, AtomicBool, AtomicU32, Ordering};
 use crate::sys::EventFd;
 use loom::thread;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::AtomicU32 as RealU32;
 use std::sync::{Arc as StdArc, Mutex};
-use std::task::{Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// Loom cannot finish with more switches than this in the larger models, and most bugs need one or
 /// two.
@@ -27,8 +28,8 @@ fn executor() -> Executor {
     Executor::new(Mailbox::new(ShardId::next(), EventFd::new().unwrap()))
 }
 
-/// Runs the executor until `done`, sleeping in between as a shard does. Loom reports a deadlock if it
-/// sleeps through the last wake.
+/// Runs the executor until `done`, sleeping in between as a shard does. Loom reports a deadlock if
+/// it sleeps through the last wake.
 fn run_until(executor: &Executor, mut done: impl FnMut() -> bool) {
     loop {
         executor.take_mail();

@@ -1,8 +1,8 @@
 //! The four words of a task's state, each moved by named transitions whose answer must be used.
 //!
 //! [`Local`] is the owner thread's alone and costs no locked instruction. [`Remote`] is how every
-//! other thread asks for a wake or an abort. [`JoinState`] is what the task and its handle agree on.
-//! [`Refs`] keeps the memory.
+//! other thread asks for a wake or an abort. [`JoinState`] is what the task and its handle agree
+//! on. [`Refs`] keeps the memory.
 
 use crate::sync::{AtomicU8, AtomicU32, Cell, Ordering, fence};
 use std::process::abort;
@@ -331,8 +331,8 @@ impl JoinState {
 /// The owner thread counts in `local`, without locked instructions; everybody else counts in
 /// `shared`. A reference may be made on one side and dropped on the other, so each part alone can
 /// be anything; their sum is the truth. While the executor holds the task, `shared` also contains
-/// [`HELD`], so that no sum on the foreign side reaches zero. `merge` ends that: it moves the owner's
-/// part over, takes `HELD` away, and from then on `shared` alone decides.
+/// [`HELD`], so that no sum on the foreign side reaches zero. `merge` ends that: it moves the
+/// owner's part over, takes `HELD` away, and from then on `shared` alone decides.
 #[derive(Debug)]
 pub(super) struct Refs {
     shared: AtomicU32,

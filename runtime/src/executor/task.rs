@@ -268,8 +268,8 @@ impl TaskPtr {
         if self.counts_locally() {
             self.header().refs.release_local();
         } else if self.header().refs.release_shared() == Released::Last {
-            // SAFETY: the executor lets go of a task only when its stage is the handle's affair, and
-            // the handle, which has emptied it, has gone too.
+            // SAFETY: the executor lets go of a task only when its stage is the handle's affair,
+            // and the handle, which has emptied it, has gone too.
             unsafe { self.free() };
         }
     }
@@ -315,9 +315,9 @@ impl TaskPtr {
 #[derive(Debug)]
 pub(super) struct TaskRef(TaskPtr);
 
-// SAFETY: of a task that it does not own a thread reaches only what is atomic, what `JoinState` gives
-// it, and, when it was the last to know the task, the memory, which by then holds nothing of the
-// user's. That the output crosses threads only if it may is up to `JoinHandle`.
+// SAFETY: of a task that it does not own a thread reaches only what is atomic, what `JoinState`
+// gives it, and, when it was the last to know the task, the memory, which by then holds nothing of
+// the user's. That the output crosses threads only if it may is up to `JoinHandle`.
 unsafe impl Send for TaskRef {}
 
 // SAFETY: as above; nothing here depends on who has the reference.

@@ -77,13 +77,10 @@ pub(super) fn abort_task(task: TaskPtr) {
 /// Sends the mail that `Remote` just asked this thread to send.
 #[cold]
 fn send(task: TaskPtr) {
-    let mailbox = task.header().mailbox;
     // A count of our own: once the mail is pushed the owner may be done with the task and the
     // mailbox, while this thread is still about to ring.
     // SAFETY: until the mail is pushed somebody has a strong count, as the module's text shows.
-    unsafe { Arc::increment_strong_count(mailbox) };
-    // SAFETY: the count was taken for this.
-    let mailbox = unsafe { Arc::from_raw(mailbox) };
+    let mailbox = unsafe { Mailbox::retain(task.header().mailbox) };
     mailbox.push(Mail::Wake(TaskRef::new(task)));
 }
 
@@ -115,9 +112,9 @@ impl RootWaker {
         Waker::from(StdArc::clone(&self.0))
     }
 
-    /// Whether the future was woken since this was last asked. Only on the shard's own thread. A wake
-    /// that comes between the answer and the sleep is found by [`Mailbox::prepare_sleep`], as it
-    /// sends mail.
+    /// Whether the future was woken since this was last asked. Only on the shard's own thread. A
+    /// wake that comes between the answer and the sleep is found by [`Mailbox::prepare_sleep`], as
+    /// it sends mail.
     pub(crate) fn take_woken(&self) -> bool {
         let here = self.0.woken_here.load(Ordering::Relaxed);
         if here {
