@@ -1,9 +1,9 @@
 //! Echo over TCP on loopback: annulus on both drivers, tokio, and loops without a runtime.
 //!
 //! Each server runs alone on one processor, in a process of its own, started afresh for every
-//! measurement; the load generator runs on another processor, in another process; the parent sleeps.
-//! Rounds are interleaved (A B C, A B C, ..) and the table shows medians over rounds. The figure to
-//! judge by is the server's processor time per request: it does not depend on who waits for whom.
+//! measurement; the load generator has another processor and process; the parent sleeps. Rounds are
+//! interleaved (A B C, A B C, ..) and the table shows medians over rounds. The figure to judge by
+//! is the server's processor time per request: it hardly depends on who waits for whom.
 //!
 //! `cargo bench --bench echo -- --help` lists the options.
 
@@ -14,7 +14,7 @@ use std::{env, error::Error};
 
 mod support;
 
-use support::load::{self, Plan};
+use support::load::{self, Plan, Waiting};
 use support::options::{Options, USAGE};
 use support::process::{self, Worker};
 use support::report::{self, Sample, Series};
@@ -192,11 +192,13 @@ fn generate(arguments: &[String]) -> Result<(), Failure> {
         return Err("load CPU ADDRESS PID CONNECTIONS BYTES WARM_UP_NS WINDOW_NS".into());
     };
     take_place(cpu)?;
+    let connections = connections.parse()?;
     let plan = Plan {
         address: address.parse()?,
         server_pid: server_pid.parse()?,
-        connections: connections.parse()?,
+        connections,
         message_bytes: message_bytes.parse()?,
+        waiting: Waiting::choose(connections, cpu != UNPINNED),
         warm_up: Duration::from_nanos(warm_up_ns.parse()?),
         window: Duration::from_nanos(window_ns.parse()?),
     };

@@ -65,7 +65,7 @@ struct Piece {
 
 impl Server {
     fn turn(&mut self) -> io::Result<()> {
-        self.ring.submit_and_wait()?;
+        self.ring.submit_and_wait(1)?;
         while let Some(completion) = self.ring.next() {
             let slot = completion.user_data() as u32;
             match completion.user_data() >> 32 {

@@ -1,4 +1,4 @@
-//! A histogram of durations whose buckets grow with the value: each is within 1.6 % of what it holds.
+//! A histogram of durations. Its buckets grow with the value; each is 1.6 % wide.
 
 /// Buckets per doubling. 64 keep the error of a quantile at 1.6 %, less than two runs differ by.
 const BUCKETS_PER_DOUBLING: u64 = 64;

@@ -1,4 +1,4 @@
-//! The parts of the echo benchmark: options, child processes, servers, the load generator, the report.
+//! The parts of the echo benchmark: options, processes, servers, the load generator, the report.
 
 pub(crate) mod floor_epoll;
 pub(crate) mod floor_ring;

@@ -111,22 +111,33 @@ pub(crate) fn own_cpu_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// What the threads of another process have cost up to now.
-pub(crate) struct CpuReading(HashMap<String, u64>);
+/// What a thread or a process has had of the processors.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CpuTime {
+    pub(crate) ran_ns: u64,
+    /// Ready to run, while something else ran.
+    pub(crate) waited_ns: u64,
+}
+
+/// The processor times of another process's threads up to now.
+pub(crate) struct CpuReading(HashMap<String, CpuTime>);
 
 impl CpuReading {
-    /// Reads `/proc/PID/task/*/schedstat`, whose first field is nanoseconds on a processor.
+    /// Reads `/proc/PID/task/*/schedstat`: nanoseconds run, nanoseconds waited, time slices.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let mut threads = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let thread = thread?;
             // A thread may end between the two reads; its part is not counted then.
             let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
-            let field = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
-            let on_cpu_ns = field.ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("schedstat reads {text:?}"))
-            })?;
-            threads.insert(thread.file_name().to_string_lossy().into_owned(), on_cpu_ns);
+            let fields: Vec<u64> =
+                text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+            let &[ran_ns, waited_ns, _slices] = &fields[..] else {
+                let text = format!("schedstat reads {text:?}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            };
+            let name = thread.file_name().to_string_lossy().into_owned();
+            threads.insert(name, CpuTime { ran_ns, waited_ns });
         }
         if threads.is_empty() {
             let text = format!("/proc/{pid}/task/*/schedstat cannot be read");
@@ -135,10 +146,15 @@ impl CpuReading {
         Ok(Self(threads))
     }
 
-    /// Nanoseconds on a processor since an earlier reading of the same process.
-    pub(crate) fn since(&self, earlier: &Self) -> u64 {
-        let before = |thread: &String| earlier.0.get(thread).copied().unwrap_or(0);
-        self.0.iter().map(|(thread, now)| now.saturating_sub(before(thread))).sum()
+    /// The sum over all threads since an earlier reading of the same process.
+    pub(crate) fn since(&self, earlier: &Self) -> CpuTime {
+        let mut sum = CpuTime::default();
+        for (thread, now) in &self.0 {
+            let before = earlier.0.get(thread).copied().unwrap_or_default();
+            sum.ran_ns += now.ran_ns.saturating_sub(before.ran_ns);
+            sum.waited_ns += now.waited_ns.saturating_sub(before.waited_ns);
+        }
+        sum
     }
 }
 

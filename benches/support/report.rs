@@ -5,12 +5,22 @@ use std::str::FromStr;
 
 use super::servers::Server;
 
+/// From this share of a processor on, the load generator may be what limits a server.
+const SATURATED: f64 = 0.9;
+
+/// A server that waits longer for its processor shares it.
+const WAITED_MAX: f64 = 0.03;
+
+/// Two measurements differ by this much without a cause.
+const LOAD_TOLERANCE: f64 = 1.03;
+
 /// One measurement of one server.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) requests: u64,
     pub(crate) window_ns: u64,
     pub(crate) server_cpu_ns: u64,
+    pub(crate) server_waited_ns: u64,
     pub(crate) load_cpu_ns: u64,
     pub(crate) p50_ns: u64,
     pub(crate) p99_ns: u64,
@@ -30,6 +40,16 @@ impl Sample {
         self.load_cpu_ns as f64 / 1e3 / self.requests as f64
     }
 
+    /// The share of the window in which the load generator worked.
+    fn load_busy(&self) -> f64 {
+        self.load_cpu_ns as f64 / self.window_ns as f64
+    }
+
+    /// The share of the window in which the server was ready to run and something else ran.
+    fn server_waited(&self) -> f64 {
+        self.server_waited_ns as f64 / self.window_ns as f64
+    }
+
     /// The share of the window in which the server ran.
     fn server_busy(&self) -> f64 {
         self.server_cpu_ns as f64 / self.window_ns as f64
@@ -39,10 +59,10 @@ impl Sample {
 /// One line, by which the load generator hands the sample to its parent.
 impl fmt::Display for Sample {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { requests, window_ns, server_cpu_ns, load_cpu_ns, p50_ns, p99_ns, p999_ns } =
-            self;
-        write!(formatter, "{requests} {window_ns} {server_cpu_ns} {load_cpu_ns} ")?;
-        write!(formatter, "{p50_ns} {p99_ns} {p999_ns}")
+        let Self { requests, window_ns, server_cpu_ns, server_waited_ns, .. } = self;
+        let Self { load_cpu_ns, p50_ns, p99_ns, p999_ns, .. } = self;
+        write!(formatter, "{requests} {window_ns} {server_cpu_ns} {server_waited_ns} ")?;
+        write!(formatter, "{load_cpu_ns} {p50_ns} {p99_ns} {p999_ns}")
     }
 }
 
@@ -51,23 +71,27 @@ impl FromStr for Sample {
 
     fn from_str(line: &str) -> Result<Self, String> {
         let numbers: Result<Vec<u64>, _> = line.split(' ').map(str::parse).collect();
-        match numbers.as_deref() {
-            Ok(&[requests, window_ns, server_cpu_ns, load_cpu_ns, p50_ns, p99_ns, p999_ns]) => {
-                if requests == 0 {
-                    return Err("not one request was answered".to_owned());
-                }
-                Ok(Self {
-                    requests,
-                    window_ns,
-                    server_cpu_ns,
-                    load_cpu_ns,
-                    p50_ns,
-                    p99_ns,
-                    p999_ns,
-                })
-            }
-            _ => Err(format!("the load generator said {line:?}")),
+        let Ok(&[requests, window_ns, server_cpu_ns, server_waited_ns, ref rest @ ..]) =
+            numbers.as_deref()
+        else {
+            return Err(format!("the load generator said {line:?}"));
+        };
+        let &[load_cpu_ns, p50_ns, p99_ns, p999_ns] = rest else {
+            return Err(format!("the load generator said {line:?}"));
+        };
+        if requests == 0 {
+            return Err("not one request was answered".to_owned());
         }
+        Ok(Self {
+            requests,
+            window_ns,
+            server_cpu_ns,
+            server_waited_ns,
+            load_cpu_ns,
+            p50_ns,
+            p99_ns,
+            p999_ns,
+        })
     }
 }
 
@@ -111,21 +135,36 @@ pub(crate) fn table(all: &[Series]) -> String {
         "req/s",
     );
     let measured = || all.iter().filter(|series| !series.samples.is_empty());
-    for series in measured() {
-        row(&mut text, series, all);
-    }
-    for series in measured() {
-        let (load, server) = (series.median(Sample::load_us), series.median(Sample::server_us));
-        if load > server {
-            let _ = writeln!(
-                text,
-                "warning: at {} the load generator costs {load:.2} µs per request, the server \
-                 {server:.2}: requests/s are the generator's.",
-                series.server,
-            );
-        }
-    }
+    measured().for_each(|series| row(&mut text, series, all));
+    measured().for_each(|series| warn_of_load(&mut text, series));
+    let waited = measured().map(|series| series.median(Sample::server_waited));
+    warn_of_sharing(&mut text, waited.fold(0.0, f64::max));
     text
+}
+
+/// Says of which servers the load generator was the limit.
+fn warn_of_load(text: &mut String, series: &Series) {
+    let (load, server) = (series.median(Sample::load_us), series.median(Sample::server_us));
+    if series.median(Sample::load_busy) > SATURATED && load > server * LOAD_TOLERANCE {
+        let _ = writeln!(
+            text,
+            "warning: at {} the load generator is saturated and costs {load:.2} µs per request, \
+             the server {server:.2}: requests/s are the generator's.",
+            series.server,
+        );
+    }
+}
+
+/// Says that the processors were not the benchmark's alone.
+fn warn_of_sharing(text: &mut String, waited: f64) {
+    if waited > WAITED_MAX {
+        let _ = writeln!(
+            text,
+            "warning: other work ran on these processors (a server waited for its own {:.0} % of \
+             the time): requests/s and latencies say little, CPU is dearer than in quiet.",
+            waited * 100.0,
+        );
+    }
 }
 
 fn row(text: &mut String, series: &Series, all: &[Series]) {

@@ -1,6 +1,6 @@
 //! The barest io_uring that serves the floor server and the load generator.
 //!
-//! Everything here lives until the process ends, so nothing is ever unmapped or freed under the kernel.
+//! All of it lives until the process ends: nothing is ever unmapped or freed under the kernel.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
@@ -66,11 +66,25 @@ impl Ring {
         unsafe { self.submissions.push(entry) }.map_err(io::Error::other)
     }
 
-    /// Submits everything and waits for a completion, in one system call.
-    pub(crate) fn submit_and_wait(&mut self) -> io::Result<()> {
+    /// Submits everything, without waiting.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        self.submissions.sync();
+        self.submitter.submit()?;
+        self.submissions.sync();
+        Ok(())
+    }
+
+    /// Whether a turn has something to reap: looks at two words of shared memory, asks nobody.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        self.completions.sync();
+        !self.completions.is_empty() || self.submissions.taskrun()
+    }
+
+    /// Submits everything and waits for `want` completions, in one system call.
+    pub(crate) fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
         self.submissions.sync();
         self.completions.sync();
-        match self.submitter.submit_and_wait(1) {
+        match self.submitter.submit_and_wait(want) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
