@@ -1,0 +1,118 @@
+//! Small steps that async tests are made of.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use annulus::net::{TcpListener, TcpStream};
+use annulus::time::sleep;
+
+use super::peer::{self, Peer};
+
+/// A listener on a free port, and its address.
+pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a listener");
+    let addr = listener.local_addr().expect("address of the listener");
+    (listener, addr)
+}
+
+/// A connection to a blocking peer, which does this work with its end.
+pub(crate) async fn with_peer<T: Send + 'static>(
+    work: impl FnOnce(std::net::TcpStream) -> T + Send + 'static,
+) -> (TcpStream, Peer<T>) {
+    let (listener, addr) = listen().await;
+    // The kernel's backlog answers, so this waits for nobody. Both ends stand before any work: a
+    // connection that is reset at once may fail to connect or never be handed out.
+    let connected = peer::connect(addr);
+    let (stream, _) = listener.accept().await.expect("accept the peer");
+    (stream, peer::peer(move || work(connected)))
+}
+
+/// Two ends of one connection, both on this runtime.
+pub(crate) async fn pair() -> (TcpStream, TcpStream) {
+    let (listener, addr) = listen().await;
+    let connecting = annulus::spawn(TcpStream::connect(addr));
+    let (accepted, _) = listener.accept().await.expect("accept");
+    let connected = connecting.await.expect("the connecting task").expect("connect");
+    (connected, accepted)
+}
+
+/// An echo server on a task of its own; it lives as long as the runtime.
+pub(crate) async fn serve_echo() -> SocketAddr {
+    let (listener, addr) = listen().await;
+    annulus::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accept");
+            // A reset peer ends its own connection and nothing else.
+            annulus::spawn(async move { drop(echo(stream).await) });
+        }
+    });
+    addr
+}
+
+/// Sends back what comes until the end of the stream.
+pub(crate) async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buf = vec![0; 16 * 1024];
+    loop {
+        match stream.read(&mut buf).await? {
+            0 => return Ok(()),
+            n => stream.write_all(&buf[..n]).await?,
+        }
+    }
+}
+
+/// Polls a future one time.
+pub(crate) async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// The first of two results; the other future is dropped, as `select!` does.
+pub(crate) async fn race<A, B>(
+    left: impl Future<Output = A>,
+    right: impl Future<Output = B>,
+) -> Either<A, B> {
+    let mut left = pin!(left);
+    let mut right = pin!(right);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = left.as_mut().poll(cx) {
+            return Poll::Ready(Either::Left(output));
+        }
+        right.as_mut().poll(cx).map(Either::Right)
+    })
+    .await
+}
+
+/// Which of two futures was first.
+pub(crate) enum Either<A, B> {
+    Left(A),
+    Right(B),
+}
+
+/// Gives what is in flight the time to reach the kernel and come back. No test relies on it:
+/// with less time it only tests an easier case.
+pub(crate) async fn settle() {
+    for _ in 0..3 {
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Waits until the condition holds; fails when it does not in time.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + peer::PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// `eventually` outside a runtime.
+#[track_caller]
+pub(crate) fn eventually_blocking(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + peer::PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
