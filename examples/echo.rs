@@ -1,7 +1,7 @@
 //! Sends back what it receives: `echo [ADDR] [--shards N]`.
 //!
-//! With `--shards N` it runs on N threads, each with a runtime and a listener of its own; the kernel
-//! spreads connections over them.
+//! With `--shards N` it runs on N threads, each with a runtime and a listener of its own; the
+//! kernel spreads connections over them.
 
 use std::io;
 use std::net::SocketAddr;

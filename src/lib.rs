@@ -1,8 +1,8 @@
 //! A completion-based async runtime for Linux servers.
 //!
 //! One thread owns an io_uring, an executor, timers and buffers, and shares nothing with others on
-//! the hot path. Where io_uring is missing or refused, the same program runs on epoll, with the same
-//! semantics, and says so.
+//! the hot path. Where io_uring is missing or refused, the same program runs on epoll, with the
+//! same semantics, and says so.
 //!
 //! ```no_run
 //! use annulus::net::TcpListener;
@@ -43,8 +43,8 @@
 //!
 //! # The environment
 //!
-//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US` override
-//! the settings of every program. A value that cannot be used is an error that names it.
+//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US`
+//! override the settings of every program. A value that cannot be used is an error that names it.
 
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;

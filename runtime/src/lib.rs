@@ -4,7 +4,8 @@
 //! further operations or socket types: [`io`] holds the pieces.
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`; `executor`, `timers`, `buf`,
-//! `fd`; `driver`; `shard` (the loop) with `resident`; `op`, `multishot`, `receive`, `task`, `time`,
+//! `fd`; `driver`; `shard` (the loop) with `resident`; `op`, `multishot`, `receive`, `task`,
+//! `time`,
 //! `blocking`, `runtime`.
 
 #![cfg(target_os = "linux")]

@@ -28,8 +28,8 @@ use crate::addr::{ToSocketAddrs, resolve};
 /// wait in the listener until somebody asks for them, 1024 at most. The rest waits in the kernel's
 /// backlog.
 ///
-/// The listener works on the shard where it was made. It may be sent to another thread, where it can
-/// be dropped. Dropping it closes the socket and the connections that wait, and frees the port.
+/// The listener works on the shard where it was made. It may be sent to another thread, where it
+/// can be dropped. Dropping it closes the socket and the connections that wait, and frees the port.
 ///
 /// # Examples
 ///
@@ -214,9 +214,9 @@ impl TcpListener {
     /// # Errors
     ///
     /// Without a descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), at most once
-    /// every 100 ms: a loop that logs the error and goes on does not spin, and clients that wait are
-    /// served when descriptors are free again. On another shard than the listener's: an error that
-    /// says so.
+    /// every 100 ms: a loop that logs the error and goes on does not spin, and clients that wait
+    /// are served when descriptors are free again. On another shard than the listener's: an error
+    /// that says so.
     ///
     /// # Cancel safety
     ///
@@ -244,8 +244,8 @@ impl TcpListener {
     ///
     /// # Errors
     ///
-    /// On another shard than the listener's. Connections that had been accepted and wait to be handed
-    /// out are closed.
+    /// On another shard than the listener's. Connections that had been accepted and wait to be
+    /// handed out are closed.
     pub fn into_std(self) -> io::Result<std::net::TcpListener> {
         let state = self.state.take().map_err(|(_, error)| error)?;
         state.stop();

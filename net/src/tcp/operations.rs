@@ -121,8 +121,8 @@ unsafe impl Operation for Connect {
     }
 }
 
-/// Sends the bytes of a buffer from `start` on, waiting in the kernel for room. The buffer comes back
-/// with the result.
+/// Sends the bytes of a buffer from `start` on, waiting in the kernel for room. The buffer comes
+/// back with the result.
 pub(super) struct Send {
     fd: Rc<Fd>,
     buffer: Vec<u8>,
