@@ -11,7 +11,7 @@ use crate::fd::{Fd, Interest};
 /// One request with one answer.
 ///
 /// The operation owns everything that the kernel may touch: buffers, addresses, the descriptor.
-/// The future [`Op`](crate::Op) carries it; when that future is dropped while the request is in
+/// The future [`Op`](crate::io::Op) carries it; when that future is dropped while the request is in
 /// flight, the operation moves to the driver and lives on until the kernel has answered.
 ///
 /// # Safety

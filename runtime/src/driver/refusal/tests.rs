@@ -174,7 +174,8 @@ fn the_text_names_cause_and_remedy() {
         memlock.to_string(),
         "io_uring_register was refused with ENOMEM: the ring needs 201 KiB of locked memory, \
          and all processes of this user together may have 64 KiB (RLIMIT_MEMLOCK); raise the limit \
-         (ulimit -l, LimitMEMLOCK= in systemd, docker --ulimit memlock=), or choose epoll with ANNULUS_DRIVER=epoll"
+         (ulimit -l, LimitMEMLOCK= in systemd, docker --ulimit memlock=), or choose epoll with \
+         ANNULUS_DRIVER=epoll"
     );
 
     let text =
