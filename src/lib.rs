@@ -49,12 +49,12 @@
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
 pub use annulus_runtime::{
-    BuildError, Builder, Driver, DriverInfo, JoinError, JoinHandle, Refusal, Runtime, driver_info,
-    spawn, task, time,
+    BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Refusal, Runtime,
+    driver_info, spawn, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.
 pub mod runtime {
     pub use annulus_runtime::io::*;
-    pub use annulus_runtime::{Cause, ConfigError, LIMITS, Limits, Stage};
+    pub use annulus_runtime::{Cause, LIMITS, Limits, Stage};
 }

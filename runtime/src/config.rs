@@ -12,18 +12,22 @@ use std::time::Duration;
 
 /// Which side of the kernel the shards talk to.
 ///
-/// ```ignore
-/// use annulus::Driver;
+/// ```
+/// use annulus_runtime::Driver;
 ///
 /// assert_eq!("epoll".parse::<Driver>()?, Driver::Epoll);
 /// assert_eq!(Driver::Uring.to_string(), "uring");
-/// # Ok::<(), annulus::ConfigError>(())
+/// # Ok::<(), annulus_runtime::ConfigError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Driver {
     /// io_uring where the kernel offers it and nothing forbids it, else epoll with a notice that
-    /// says why. Decided once per process.
+    /// says why.
+    ///
+    /// What the kernel can do is decided once per process. Locked memory is asked for by each
+    /// runtime: one that finds none left runs on epoll beside others on io_uring, and its
+    /// [`DriverInfo`](crate::DriverInfo) says so.
     #[default]
     Auto,
     /// io_uring, or an error that says what refused it and what to do about it.

@@ -11,9 +11,11 @@ use crate::driver::Refusal;
 /// Nothing is left behind: what had been opened is closed again. The text names what failed and,
 /// where there is one, the remedy.
 ///
-/// ```ignore
-/// match annulus::Runtime::builder().driver(Driver::Uring).build() {
-///     Ok(runtime) => runtime.block_on(serve()),
+/// ```
+/// use annulus_runtime::{BuildError, Driver, Runtime};
+///
+/// match Runtime::builder().driver(Driver::Uring).build() {
+///     Ok(runtime) => runtime.block_on(async { /* serve */ }),
 ///     Err(BuildError::Refused(refusal)) => eprintln!("no io_uring: {refusal}"),
 ///     Err(error) => eprintln!("{error}"),
 /// }
