@@ -191,7 +191,9 @@ each_driver! {
 
     async fn a_waker_of_a_socket_that_panics_harms_no_other() {
         let addr = serve_echo().await;
-        let (mut stream, peer) = with_peer(|stream| {
+        let (go, wait) = mpsc::channel();
+        let (mut stream, peer) = with_peer(move |stream| {
+            wait.recv().unwrap();
             peer::send(&stream, &mut Keyed(1).cursor(), 10);
             peer::expect_end(&stream);
         })
@@ -200,7 +202,9 @@ each_driver! {
             let mut buf = [0; 10];
             let mut reading = pin!(stream.read(&mut buf));
             let loud = Waker::from(Arc::new(OnWake(|| panic!("in wake"))));
-            let _ = reading.as_mut().poll(&mut Context::from_waker(&loud));
+            assert!(reading.as_mut().poll(&mut Context::from_waker(&loud)).is_pending());
+            settle().await;
+            go.send(()).unwrap();
             settle().await;
         }
         peer::peer(move || peer::echo(&peer::connect(addr), Keyed(2), 10_000)).await;

@@ -110,9 +110,7 @@ impl Test {
 
     /// Runs a test that no driver has a part in.
     pub(crate) fn plain(self, body: fn()) {
-        let _turn = Turn::take(self.alone);
-        let _watchdog = Watchdog::start(self.name, self.deadline);
-        body();
+        self.watched(body);
     }
 
     fn guarded(self, driver: Driver, body: impl FnOnce()) {
@@ -120,6 +118,12 @@ impl Test {
             say(&format!("{}: left out, {NO_URING}=1 is set", self.name));
             return;
         }
+        self.watched(body);
+    }
+
+    fn watched(self, body: impl FnOnce()) {
+        process::raise_descriptor_limit();
+        // Waiting for the turn is no part of the test's time.
         let _turn = Turn::take(self.alone);
         let _watchdog = Watchdog::start(self.name, self.deadline);
         body();

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::peer::{Peer, peer};
@@ -57,19 +58,25 @@ pub(crate) fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Raises the soft limit of descriptors to what the test needs; fails where that is not allowed.
+/// Lets this process open as many descriptors as it may. Once, so that it does not interfere with
+/// a test that lowers the limit.
+pub(crate) fn raise_descriptor_limit() {
+    static RAISED: Once = Once::new();
+    RAISED.call_once(|| {
+        let mut limit = descriptor_limit();
+        limit.rlim_cur = limit.rlim_max;
+        set_descriptor_limit(limit).expect("raise the soft limit of descriptors");
+    });
+}
+
+/// Fails where a test may not open as many descriptors as it needs.
 pub(crate) fn need_descriptors(count: u64) {
-    let mut limit = descriptor_limit();
-    if limit.rlim_cur >= count {
-        return;
-    }
+    raise_descriptor_limit();
+    let limit = descriptor_limit().rlim_max;
     assert!(
-        limit.rlim_max >= count,
-        "this test needs {count} descriptors and the hard limit is {}; raise it with `ulimit -Hn`",
-        limit.rlim_max
+        limit >= count,
+        "this test needs {count} descriptors and the hard limit is {limit}; raise it (ulimit -Hn)"
     );
-    limit.rlim_cur = limit.rlim_max;
-    set_descriptor_limit(limit).expect("raise the soft limit of descriptors");
 }
 
 /// The limit of open descriptors.

@@ -56,7 +56,7 @@ impl Epoll {
         waker: &Waker,
     ) -> Poll<io::Result<u32>> {
         loop {
-            if !known_ready(operation.descriptor(), operation.interest(), waker) {
+            if !self.known_ready(operation.descriptor(), operation.interest(), waker) {
                 return Poll::Pending;
             }
             match operation.call() {
@@ -79,7 +79,7 @@ impl Epoll {
         waker: &Waker,
     ) -> Poll<Completion> {
         loop {
-            if !known_ready(operation.descriptor(), operation.interest(), waker) {
+            if !self.known_ready(operation.descriptor(), operation.interest(), waker) {
                 return Poll::Pending;
             }
             match operation.call() {
@@ -104,11 +104,7 @@ impl Epoll {
     /// that cannot be waited for.
     pub(crate) fn not_ready(&self, fd: &Fd, interest: Interest) -> io::Result<()> {
         if let Some(registration) = fd.registration() {
-            if !Rc::ptr_eq(&registration.selector, &self.selector) {
-                return Err(io::Error::other(
-                    "this descriptor waits within another runtime: use it there",
-                ));
-            }
+            self.check_home(registration);
             registration.readiness.clear(interest);
             return Ok(());
         }
@@ -166,18 +162,29 @@ impl Epoll {
             registrations.remove(index);
         }
     }
-}
 
-/// False while the kernel's answer is known to be `WouldBlock`; then the waker is remembered.
-fn known_ready(fd: &Fd, interest: Interest, waker: &Waker) -> bool {
-    let Some(registration) = fd.registration() else { return true };
-    let readiness = &registration.readiness;
-    if readiness.is_ready(interest) {
-        return true;
+    /// False while the kernel's answer is known to be `WouldBlock`; then the waker is remembered.
+    fn known_ready(&self, fd: &Fd, interest: Interest, waker: &Waker) -> bool {
+        let Some(registration) = fd.registration() else { return true };
+        self.check_home(registration);
+        let readiness = &registration.readiness;
+        if readiness.is_ready(interest) {
+            return true;
+        }
+        if !readiness.wakes(interest, waker) {
+            let new = waker.clone();
+            drop(readiness.set_waker(interest, new));
+        }
+        false
     }
-    if !readiness.wakes(interest, waker) {
-        let new = waker.clone();
-        drop(readiness.set_waker(interest, new));
+
+    /// # Panics
+    ///
+    /// If the descriptor is registered elsewhere: its edges would be noticed there only.
+    fn check_home(&self, registration: &Registration) {
+        assert!(
+            Rc::ptr_eq(&registration.selector, &self.selector),
+            "a descriptor was used within another runtime than where it waits"
+        );
     }
-    false
 }
