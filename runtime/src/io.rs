@@ -1,8 +1,8 @@
 //! The pieces that socket types are made of, here and in other crates.
 //!
 //! An [`Operation`] is one request to the kernel, spoken as a ring entry and as a system call;
-//! [`Op`] is the future that carries it. A [`MultishotOperation`] has many answers and is carried by
-//! a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its shard,
+//! [`Op`] is the future that carries it. A [`MultishotOperation`] has many answers and is carried
+//! by a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its shard,
 //! while its handle travels, is a [`Resident`].
 
 use std::task::{Context, Poll};

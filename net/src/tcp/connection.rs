@@ -35,7 +35,7 @@ pub(super) struct Connection {
 /// The buffer of a quiet send, and how much of it was sent.
 type ShortSend = (Vec<u8>, io::Result<usize>);
 
-/// How long the unsent bytes (64 KiB at most) of a stream that is gone wait for a peer to take them.
+/// How long the unsent bytes (64 KiB at most) of a stream that is gone wait for its peer.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Connection {
@@ -155,16 +155,17 @@ impl Resident for Connection {
     fn write_out(self: Rc<Self>) {
         let mut outbound = self.outbound();
         let woken = outbound.write_out();
-        let sent = outbound.is_idle();
+        let lingers = self.lingering.borrow().is_some();
+        let gone = lingers && outbound.is_idle();
         drop(outbound);
         if let Some(waker) = woken {
             waker.wake();
         }
-        if sent {
+        if gone {
             if let Some(limit) = self.lingering.take() {
                 limit.abort();
-                depart(self.key);
             }
+            depart(self.key);
         }
     }
 

@@ -5,8 +5,8 @@
 //! them. One send is under way at a time, so that bytes keep their order; what is written meanwhile
 //! waits in a second buffer. An error that comes late is the next call's.
 //!
-//! A send is tried without waiting first: on the ring by a quiet send, which costs no completion, on
-//! epoll by the system call. What does not fit the socket waits in an operation.
+//! A send is tried without waiting first: on the ring by a quiet send, which costs no completion,
+//! on epoll by the system call. What does not fit the socket waits in an operation.
 
 use std::future::Future;
 use std::io;

@@ -1,9 +1,9 @@
-//! Quiet sends: handed over in a batch, over when the batch is submitted, heard of only if they fall
-//! short.
+//! Quiet sends: handed over in a batch, over when the batch is submitted, heard of only if they
+//! fall short.
 //!
 //! With `MSG_DONTWAIT` a send never leaves the `io_uring_enter` that submits it, and with
-//! `CQE_SKIP_SUCCESS` only a failure has a completion; with `MSG_WAITALL` a part is a failure too. So
-//! when the enter has taken all entries and their completions are reaped, silence means that the
+//! `CQE_SKIP_SUCCESS` only a failure has a completion; with `MSG_WAITALL` a part is a failure too.
+//! So when the enter has taken all entries and their completions are reaped, silence means that the
 //! whole buffer was sent. That saves a slot, a completion and a waker for each send, and leaves the
 //! wait of the same enter to what comes from outside.
 //!

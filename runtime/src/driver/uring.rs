@@ -32,10 +32,6 @@ use crate::fd::Fd;
 use crate::resident_key::ResidentKey;
 use crate::sys;
 
-/// Entries that wait before a submit is made in the middle of a turn, so that a peer can start
-/// on the first replies. Batching gains nothing past this (ARCHITECTURE.md, "The turn").
-const FLUSH_ENTRIES: usize = 256;
-
 /// Enters in a row that may fail for want of kernel memory before the failure surfaces.
 const FAILURES_MAX: u32 = 1000;
 
@@ -424,9 +420,6 @@ impl Inner {
     fn push(&mut self, entry: Entry) {
         if self.backlog.is_empty() {
             if self.try_push(&entry) {
-                if self.ring.submission().len() >= FLUSH_ENTRIES {
-                    self.flush();
-                }
                 return;
             }
             self.flush();
