@@ -2,8 +2,8 @@
 //!
 //! An [`Operation`] is one request to the kernel, spoken as a ring entry and as a system call;
 //! [`Op`] is the future that carries it. A [`MultishotOperation`] has many answers and is carried
-//! by a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its shard,
-//! while its handle travels, is a [`Resident`].
+//! by a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its
+//! shard, while its handle travels, is a [`Resident`].
 
 use std::task::{Context, Poll};
 
