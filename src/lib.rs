@@ -37,9 +37,9 @@
 //!
 //! # Dropping futures
 //!
-//! A future may be dropped at any await, by `timeout`, by `select!`, or with its task: no received
-//! byte and no accepted connection is lost, and the kernel writes to no memory that has been freed.
-//! Each method says under "Cancel safety" what else holds.
+//! A future may be dropped at any await, by `timeout`, by a `select!`, or with its task: no
+//! received byte and no accepted connection is lost, and the kernel writes to no memory that has
+//! been freed. Each method says under "Cancel safety" what else holds.
 //!
 //! # The environment
 //!

@@ -66,6 +66,22 @@ fn an_unparsable_variable_is_an_error_that_names_it() {
     });
 }
 
+// In a process of its own, whose first ring it is: that one is tried out.
+#[test]
+fn the_smallest_ring_is_tried_out_and_used() {
+    Test::named("the_smallest_ring_is_tried_out_and_used").plain(|| {
+        if common::uring_left_out() {
+            return;
+        }
+        let mut command = process::role(ROLE_BUILDS);
+        command.env("ANNULUS_DRIVER", "uring").env("ANNULUS_RING_ENTRIES", "1");
+        let mut child = Running::start(command);
+        let said = child.line_after(READY);
+        let (status, _, errors) = child.finish();
+        assert!(status.success() && said.starts_with("io_uring"), "{said}{errors}");
+    });
+}
+
 #[test]
 fn the_environment_chooses_the_driver() {
     Test::named("the_environment_chooses_the_driver").plain(|| {
