@@ -69,10 +69,7 @@ fn an_unparsable_variable_is_an_error_that_names_it() {
 // In a process of its own, whose first ring it is: that one is tried out.
 #[test]
 fn the_smallest_ring_is_tried_out_and_used() {
-    Test::named("the_smallest_ring_is_tried_out_and_used").plain(|| {
-        if common::uring_left_out() {
-            return;
-        }
+    Test::named("the_smallest_ring_is_tried_out_and_used").with_uring(|| {
         let mut command = process::role(ROLE_BUILDS);
         command.env("ANNULUS_DRIVER", "uring").env("ANNULUS_RING_ENTRIES", "1");
         let mut child = Running::start(command);
@@ -97,7 +94,7 @@ fn the_environment_chooses_the_driver() {
 
 #[test]
 fn where_setup_is_refused_the_example_serves_on_epoll_and_says_why() {
-    Test::named("where_setup_is_refused").deadline_s(60).plain(|| {
+    Test::named("where_setup_is_refused").deadline_s(60).with_uring(|| {
         let refusals = [
             (libc::EPERM, "EPERM"),
             (libc::ENOSYS, "ENOSYS"),
@@ -112,7 +109,7 @@ fn where_setup_is_refused_the_example_serves_on_epoll_and_says_why() {
 
 #[test]
 fn where_only_enter_is_refused_the_example_serves_on_epoll_and_says_why() {
-    Test::named("where_only_enter_is_refused").deadline_s(60).plain(|| {
+    Test::named("where_only_enter_is_refused").deadline_s(60).with_uring(|| {
         for (errno, name) in [(libc::EPERM, "EPERM"), (libc::ENOSYS, "ENOSYS")] {
             serves_on_epoll(&[(IO_URING_ENTER, errno)], &["io_uring_enter", name, "seccomp"]);
         }
@@ -121,7 +118,7 @@ fn where_only_enter_is_refused_the_example_serves_on_epoll_and_says_why() {
 
 #[test]
 fn where_only_register_is_refused_the_example_serves_on_epoll_and_says_why() {
-    Test::named("where_only_register_is_refused").deadline_s(60).plain(|| {
+    Test::named("where_only_register_is_refused").deadline_s(60).with_uring(|| {
         for (errno, name) in [(libc::EPERM, "EPERM"), (libc::EINVAL, "EINVAL")] {
             serves_on_epoll(&[(IO_URING_REGISTER, errno)], &["io_uring_register", name, "seccomp"]);
         }
@@ -152,7 +149,7 @@ fn a_user_without_lockable_memory_is_served_and_told_which_driver() {
 
 #[test]
 fn io_uring_asked_for_and_refused_ends_with_an_error_that_names_the_cause() {
-    Test::named("io_uring_asked_for_and_refused").deadline_s(60).plain(|| {
+    Test::named("io_uring_asked_for_and_refused").deadline_s(60).with_uring(|| {
         for (errno, name) in [(libc::EPERM, "EPERM"), (libc::ENOSYS, "ENOSYS")] {
             for call in [IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER] {
                 let mut command = echo_example();
@@ -198,7 +195,7 @@ fn every_runtime_of_a_process_has_the_same_driver_and_there_is_one_notice() {
 #[test]
 fn runtimes_beyond_the_lockable_memory_run_on_epoll_and_say_so() {
     let test = Test::named("runtimes_beyond_the_lockable_memory_run_on_epoll_and_say_so");
-    test.alone().deadline_s(60).plain(|| {
+    test.alone().deadline_s(60).with_uring(|| {
         let scratch = Scratch::new();
         let role = process::role("role_builds_many_runtimes");
         let program = scratch.program(role.get_program().as_ref());

@@ -113,6 +113,11 @@ impl Test {
         self.watched(body);
     }
 
+    /// Runs a test that needs io_uring to be there, be it to have it refused.
+    pub(crate) fn with_uring(self, body: fn()) {
+        self.guarded(Driver::Uring, body);
+    }
+
     fn guarded(self, driver: Driver, body: impl FnOnce()) {
         if driver == Driver::Uring && uring_left_out() {
             say(&format!("{}: left out, {NO_URING}=1 is set", self.name));
