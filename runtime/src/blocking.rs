@@ -20,6 +20,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use std::{io, mem, thread};
 
+use crate::contain::contain;
 use crate::executor::JoinHandle;
 use crate::shard;
 use crate::timers::ClockHold;
@@ -358,13 +359,6 @@ impl Pool {
 fn spawn_thread(pool: &'static Pool) -> io::Result<()> {
     thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(|| pool.work())?;
     Ok(())
-}
-
-/// A panic that has nobody to go to ends here: a thread of the pool outlives whatever its jobs do.
-fn contain(f: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
-        mem::forget(payload); // its drop may panic as well
-    }
 }
 
 /// No user code runs under these locks, so none is left half changed.

@@ -3,16 +3,16 @@
 //! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
 //! further operations or socket types: [`io`] holds the pieces.
 //!
-//! The layers, each of which uses only those before it: `sys`, `sync`; `executor`, `timers`, `buf`,
-//! `fd`; `driver`; `shard` (the loop) with `resident`; `op`, `multishot`, `receive`, `task`,
-//! `time`,
-//! `blocking`, `runtime`.
+//! The layers, each of which uses only those before it: `sys`, `sync`, `contain`, `config`;
+//! `executor`, `timers`, `buf`, `fd`; `driver`; `shard` (the loop) with `resident`; `op`,
+//! `multishot`, `receive`, `task`, `time`, `blocking`, `runtime`, `io`.
 
 #![cfg(target_os = "linux")]
 
 mod blocking;
 mod buf;
 mod config;
+mod contain;
 mod driver;
 mod error;
 mod executor;

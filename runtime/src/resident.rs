@@ -13,11 +13,12 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::contain::contain;
 use crate::driver::{Batch, ShortSend};
 use crate::executor::ShardId;
 use crate::fd::Fd;
 pub use crate::resident_key::ResidentKey;
-use crate::{shard, timers};
+use crate::shard;
 
 /// A value that lives on a shard.
 pub trait Resident: 'static {
@@ -264,7 +265,7 @@ impl Residents {
     fn release(&self, key: ResidentKey) {
         let Some(value) = self.get(key) else { return };
         let mut next = Release::Depart;
-        timers::contain(|| next = value.release());
+        contain(|| next = value.release());
         if next == Release::Depart {
             drop(self.remove(key));
         }
@@ -298,7 +299,7 @@ impl Residents {
             });
             if let Some(value) = value.flatten() {
                 // It may wake tasks, and a panic of a waker must not cost the others their turn.
-                timers::contain(|| value.write_out());
+                contain(|| value.write_out());
             }
         }
         // The capacity is used again.

@@ -14,7 +14,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -28,6 +27,7 @@ use super::quiet::{Batch, Quiet};
 use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
 use super::{Wait, Work};
 use crate::buf::{Pool, Spare};
+use crate::contain::contain;
 use crate::fd::Fd;
 use crate::resident_key::ResidentKey;
 use crate::sys;
@@ -355,17 +355,10 @@ impl Uring {
     }
 }
 
+/// User code that must not unwind: the operation may still be in flight, and unwinding would free
+/// what the kernel writes to.
 fn hand_over(orphan: &mut dyn Orphan, completion: Completion) {
     contain(|| orphan.take(completion));
-}
-
-/// Runs user code that must not unwind: an operation may still be in flight, and unwinding would
-/// free what the kernel writes to.
-fn contain(run: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
-        // The hook has printed the panic; the payload's own drop may panic as well.
-        std::mem::forget(payload);
-    }
 }
 
 impl Drop for Uring {

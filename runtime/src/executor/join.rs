@@ -1,9 +1,9 @@
 //! What `spawn` gives back: a handle to await, to abort, or to drop, and the error it may report.
 
-use super::contain;
 use super::state::{Leave, Look, Waiting};
 use super::task::{Header, TaskRef};
 use super::waker::abort_task;
+use crate::contain::contain;
 use std::any::Any;
 use std::error::Error;
 use std::fmt;

@@ -15,8 +15,8 @@
 //! The same argument with another word: the closer first says so, then empties the queue; a pusher
 //! pushes, then looks whether the box is closed, and if so empties it itself. No mail stays behind.
 
-use super::contain;
 use super::task::TaskRef;
+use crate::contain::contain;
 use crate::sync::counter::{AtomicU64, Ordering as CounterOrdering};
 use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, SegQueue, fence};
 use crate::sys::EventFd;

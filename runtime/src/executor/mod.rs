@@ -70,16 +70,14 @@ pub(crate) use mailbox::{Mailbox, ShardId};
 pub(crate) use queue::EnterGuard;
 pub(crate) use waker::RootWaker;
 
+use crate::contain::contain;
 use crate::sync::{Arc, Cell};
 use mailbox::Mail;
 use queue::Queue;
 use slab::Slab;
 use state::{Asked, Completion, Enqueue, Pause, Start};
-use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
 use task::{TaskPtr, TaskRef, UNLISTED};
 
@@ -310,25 +308,3 @@ impl Drop for RunGuard<'_> {
         self.0.set(self.0.get() - 1);
     }
 }
-
-/// Runs the user's code where there is nobody to tell of its panic. The panic hook has told
-/// already.
-fn contain(code: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
-        bury(payload);
-    }
-}
-
-/// Drops a panic's payload. That may panic too, and so on: somewhere it has to end in a leak.
-fn bury(mut payload: Box<dyn Any + Send>) {
-    for _ in 0..BURIALS_MAX {
-        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            Ok(()) => return,
-            Err(next) => payload = next,
-        }
-    }
-    mem::forget(payload);
-}
-
-/// Payloads that panic one out of another. Nobody means one; more than a few never end.
-const BURIALS_MAX: u32 = 8;

@@ -4,11 +4,11 @@
 //! the task, on the owner thread; then the output is, until the handle takes it, or whoever
 //! [`JoinState`] names drops it. When the memory goes, on whatever thread, both are gone.
 
-use super::contain;
 use super::join::JoinError;
 use super::mailbox::{Mailbox, ShardId};
 use super::queue::is_current;
 use super::state::{JoinState, Local, Refs, Released, Remote, Retire};
+use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -10,9 +10,9 @@ mod clock;
 mod tests;
 mod wheel;
 
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
+
+use crate::contain::contain;
 
 pub(crate) use arena::TimerKey;
 pub(crate) use clock::{Clock, ClockHold};
@@ -22,13 +22,5 @@ pub(crate) use wheel::{NEVER, Registration, Timers};
 pub(crate) fn wake_all(woken: &mut Vec<Waker>) {
     for waker in woken.drain(..) {
         contain(|| waker.wake());
-    }
-}
-
-/// Runs what may be anybody's code, and lets no panic out.
-pub(crate) fn contain(run: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
-        // The hook has printed the panic. The payload is leaked, since its drop may panic as well.
-        mem::forget(payload);
     }
 }
