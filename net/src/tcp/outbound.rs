@@ -282,10 +282,6 @@ impl Outbound {
         }
         let buffer = std::mem::take(&mut self.unsent);
         let result = self.send_now(&[IoSlice::new(&buffer)]);
-        if result.as_ref().is_ok_and(|&count| count == buffer.len()) {
-            give_back(buffer);
-            return;
-        }
         self.weigh(Sent { buffer, start: 0, result });
     }
 

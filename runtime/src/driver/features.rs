@@ -81,7 +81,7 @@ pub(crate) fn make_ring(config: &Config) -> Result<Ring, NoRing> {
                 late_returns_left -= 1;
                 thread::sleep(LATE_RETURN);
             }
-            Err((stage, error)) => return Err(no_ring(stage, &error, config)),
+            Err((stage, error)) => return Err(no_ring(stage, error, config)),
         }
     };
     let trial = match TRIAL.get() {
@@ -105,11 +105,11 @@ fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-fn no_ring(stage: Stage, error: &io::Error, config: &Config) -> NoRing {
-    if is_shortage(error) {
-        return NoRing::Io(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(0)));
+fn no_ring(stage: Stage, error: io::Error, config: &Config) -> NoRing {
+    if is_shortage(&error) {
+        return NoRing::Io(error);
     }
-    NoRing::Refused(diagnose(stage, error, config))
+    NoRing::Refused(diagnose(stage, &error, config))
 }
 
 fn diagnose(stage: Stage, error: &io::Error, config: &Config) -> Refusal {

@@ -24,7 +24,10 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use self::epoll::Epoll;
+use self::features::{NoRing, make_ring};
 use self::operation::{Completion, MultishotOperation, Operation};
+pub use self::quiet::Batch;
+pub(crate) use self::quiet::ShortSend;
 pub use self::refusal::{Cause, Refusal, Stage};
 pub(crate) use self::slots::Key;
 use self::uring::Uring;
@@ -33,10 +36,6 @@ use crate::config::{self, Config};
 use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
 use crate::resident_key::ResidentKey;
-
-use self::features::{NoRing, make_ring};
-pub use self::quiet::Batch;
-pub(crate) use self::quiet::ShortSend;
 
 /// How long a turn may wait for the kernel.
 #[derive(Clone, Copy, Debug)]

@@ -153,28 +153,29 @@ impl Uring {
         operation: &mut T,
         waker: &Waker,
     ) -> Poll<Completion> {
-        let Some(key) = *flight else {
-            let entry = operation.entry();
-            let state = State::Multishot(Multishot::new(waker.clone(), operation.queued_max()));
-            *flight = Some(self.inner.borrow_mut().start(entry, state));
-            return Poll::Pending;
-        };
-        let mut inner = self.inner.borrow_mut();
-        let multishot = inner.multishot(key);
-        if let Some(completion) = multishot.queue.pop_front() {
-            return Poll::Ready(completion);
-        }
-        let armed = multishot.armed;
-        let known = multishot.waker.as_ref().is_some_and(|old| old.will_wake(waker));
-        drop(inner);
-        if !known {
-            self.replace_waker(key, waker);
-        }
-        if !armed {
-            let entry = operation.entry();
-            self.inner.borrow_mut().rearm(key, entry);
+        match self.poll_armed(*flight, waker) {
+            Poll::Ready(Some(completion)) => return Poll::Ready(completion),
+            Poll::Ready(None) => *flight = Some(self.arm(*flight, operation, waker)),
+            Poll::Pending => {}
         }
         Poll::Pending
+    }
+
+    /// Arms an operation of many answers, in a new slot or in the one it has.
+    fn arm<T: MultishotOperation>(
+        &self,
+        flight: Option<Key>,
+        operation: &mut T,
+        waker: &Waker,
+    ) -> Key {
+        let entry = operation.entry();
+        let Some(key) = flight else {
+            let state = State::Multishot(Multishot::new(waker.clone(), operation.queued_max()));
+            return self.inner.borrow_mut().start(entry, state);
+        };
+        self.replace_waker(key, waker);
+        self.inner.borrow_mut().rearm(key, entry);
+        key
     }
 
     /// An answer that has come; waits for one that may come. `None` if nothing is armed.
