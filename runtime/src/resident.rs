@@ -75,10 +75,7 @@ impl<T: Resident> Homed<T> {
     ///
     /// Elsewhere, and after the shard's end.
     pub fn get(&self) -> io::Result<Rc<T>> {
-        let found = shard::try_with(|shard| {
-            if shard.id == self.key.shard { shard.residents.get(self.key) } else { None }
-        });
-        match found {
+        match at_home(self.key, |residents| residents.get(self.key)) {
             // SAFETY: `new` made the key for a value of this type. The place is the value's as long
             // as this handle lives, and generations tell it from later ones.
             Some(Some(value)) => Ok(unsafe { downcast(value) }),
@@ -94,8 +91,7 @@ impl<T: Resident> Homed<T> {
         }
         let key = self.key;
         let call = move || {
-            let shard = shard::try_current().filter(|shard| shard.id == key.shard);
-            if let Some(value) = shard.and_then(|shard| shard.residents.get(key)) {
+            if let Some(value) = at_home(key, |residents| residents.get(key)).flatten() {
                 // SAFETY: the key was made by `new` for a value of this type.
                 f(unsafe { downcast(value) });
             }
@@ -120,7 +116,7 @@ impl<T: Resident> Homed<T> {
 
     #[cold]
     fn away(&self) -> io::Error {
-        io::Error::other(if shard::try_current().is_some_and(|shard| shard.id == self.key.shard) {
+        io::Error::other(if at_home(self.key, |_| ()).is_some() {
             "this socket has been taken apart already"
         } else {
             "this socket belongs to another shard, or to a runtime that has ended: use it on the \
@@ -140,16 +136,9 @@ unsafe fn downcast<T: Resident>(value: Rc<dyn Resident>) -> Rc<T> {
 impl<T: Resident> Drop for Homed<T> {
     fn drop(&mut self) {
         let key = self.key;
-        match shard::try_current() {
-            Some(shard) if shard.id == key.shard => shard.residents.release(key),
-            _ => shard::mail_to(
-                key.shard,
-                Box::new(move || {
-                    if let Some(shard) = shard::try_current() {
-                        shard.residents.release(key);
-                    }
-                }),
-            ),
+        let release = move || at_home(key, |residents| residents.release(key));
+        if release().is_none() {
+            shard::mail_to(key.shard, Box::new(move || release().unwrap_or_default()));
         }
     }
 }
@@ -164,11 +153,7 @@ impl<T: Resident> fmt::Debug for Homed<T> {
 ///
 /// Does nothing on another shard than the resident's.
 pub fn mark_dirty(key: ResidentKey) {
-    shard::try_with(|shard| {
-        if shard.id == key.shard {
-            shard.residents.mark_dirty(key);
-        }
-    });
+    at_home(key, |residents| residents.mark_dirty(key));
 }
 
 /// Hands over a send that is over when this turn has ended, and is heard of, by
@@ -213,9 +198,12 @@ pub fn give_back(buffer: Vec<u8>) {
 
 /// Drops a resident that lingered.
 pub fn depart(key: ResidentKey) {
-    if let Some(shard) = shard::try_current().filter(|shard| shard.id == key.shard) {
-        drop(shard.residents.remove(key));
-    }
+    at_home(key, |residents| drop(residents.remove(key)));
+}
+
+/// The residents among which the key's value lives, if this thread runs their shard now.
+fn at_home<R>(key: ResidentKey, look: impl FnOnce(&Residents) -> R) -> Option<R> {
+    shard::try_with(|shard| (shard.id == key.shard).then(|| look(&shard.residents))).flatten()
 }
 
 struct Place {

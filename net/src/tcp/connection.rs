@@ -158,14 +158,15 @@ impl Resident for Connection {
         let lingers = self.lingering.borrow().is_some();
         let gone = lingers && outbound.is_idle();
         drop(outbound);
-        if let Some(waker) = woken {
-            waker.wake();
-        }
         if gone {
             if let Some(limit) = self.lingering.take() {
                 limit.abort();
             }
             depart(self.key);
+        }
+        // Last: it may panic.
+        if let Some(waker) = woken {
+            waker.wake();
         }
     }
 
