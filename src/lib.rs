@@ -49,8 +49,8 @@
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
 pub use annulus_runtime::{
-    BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Refusal, Runtime,
-    driver_info, spawn, task, time,
+    BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
+    Runtime, buf, driver_info, metrics, spawn, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

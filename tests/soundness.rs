@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use annulus::buf::IoBufMut;
 use annulus::runtime::{
     Entry, Fd, Homed, Interest, Multishot, Op, Operation, Ready, ReceivePooled, Release, Resident,
     not_ready, recv,
@@ -243,7 +244,9 @@ unsafe impl Operation for Receive {
     }
 
     fn call(&mut self) -> io::Result<u32> {
-        recv(self.fd.as_fd(), &mut self.payload.bytes, 0).map(|count| count as u32)
+        // SAFETY: receiving writes bytes.
+        let memory = unsafe { self.payload.bytes.as_uninit() };
+        recv(self.fd.as_fd(), memory, 0).map(|count| count as u32)
     }
 
     fn descriptor(&self) -> &Rc<Fd> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
 const LAYERS: [&[&str]; 5] = [
-    &["sys", "sync", "config", "contain"],
+    &["sys", "sync", "config", "contain", "metrics"],
     &["executor", "timers", "buf", "fd", "resident_key"],
     &["driver", "error"],
     &["shard", "resident"],

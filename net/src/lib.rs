@@ -1,19 +1,26 @@
-//! TCP for the `annulus` runtime. Programs use it as `annulus::net`.
+//! Sockets for the `annulus` runtime. Programs use it as `annulus::net`.
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `tcp/listener` | a listener, and the queue of its multishot accept |
-//! | `tcp/stream` | what users hold of a connection |
-//! | `tcp/connection` | the connection's state, which stays on its shard |
-//! | `tcp/inbound`, `tcp/outbound` | its two directions |
-//! | `tcp/split` | a stream's halves |
-//! | `tcp/operations` | accept, connect and send, as entries and as system calls |
+//! | `stream/` | connections of every family: what users hold, the state, the two directions |
+//! | `listener` | listeners of every family, and the queue of a multishot accept |
+//! | `family` | what the families differ in |
+//! | `tcp`, `unix` | making streams and listeners, and what only one family has |
+//! | `operations` | accept and connect, as entries and as system calls |
 //! | `addr` | what can be turned into socket addresses |
 
 #![cfg(target_os = "linux")]
 
 mod addr;
+mod family;
+mod listener;
+mod notice;
+mod operations;
+pub mod stream;
 pub mod tcp;
 
 pub use addr::ToSocketAddrs;
+pub use family::{Family, Tcp, Unix};
+pub use listener::{Accepting, Incoming, Listener};
+pub use stream::Stream;
 pub use tcp::{ListenOptions, TcpListener, TcpStream};

@@ -117,6 +117,12 @@ pub struct Limits {
     /// Writes up to this size are copied and leave in one send per stream and turn; larger ones
     /// leave at once from the caller's memory. Copying 8 KiB costs less than the send it saves.
     pub small_write_bytes_max: usize,
+    /// A read that will bring at least this much receives straight into the caller's memory, past
+    /// the pool. Below, a copy costs less than the second system call.
+    pub direct_recv_bytes_min: usize,
+    /// Buffers that are handed over to be sent are copied up to this size, to leave with the
+    /// stream's other small writes; larger ones are sent from where they lie.
+    pub copied_send_bytes_max: usize,
     /// Accepted connections that a listener holds before anyone takes them; then the kernel's
     /// backlog holds the rest. Each is a descriptor, and 1024 is the usual limit of a process.
     pub accept_queue_max: usize,
@@ -129,6 +135,8 @@ pub const LIMITS: Limits = Limits {
     recv_queue_bytes_max: 64 * 1024,
     unsent_bytes_max: 64 * 1024,
     small_write_bytes_max: 8 * 1024,
+    direct_recv_bytes_min: 16 * 1024,
+    copied_send_bytes_max: 1024,
     accept_queue_max: 1024,
     accept_error_interval: Duration::from_millis(100),
 };

@@ -13,10 +13,12 @@ pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operat
 pub use crate::fd::{Fd, Interest, set_nonblocking};
 pub use crate::multishot::Multishot;
 pub use crate::op::Op;
-pub use crate::receive::{Ready, ReceivePooled, is_known_blocked, not_ready, short_read};
+pub use crate::receive::{
+    Ready, ReceivePooled, is_known_blocked, not_ready, recv_lease, short_read,
+};
 pub use crate::resident::{
-    Homed, Release, Resident, ResidentKey, depart, give_back, is_settled, mark_dirty, send_quietly,
-    spare_buffer,
+    Homed, Release, Resident, ResidentKey, check_runtime, depart, give_back, is_settled,
+    mark_dirty, send_quietly, spare_buffer,
 };
 pub use crate::sys::{TRANSFER_BYTES_MAX, accept, recv, send, take_socket_error};
 use crate::{blocking, shard};

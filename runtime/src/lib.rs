@@ -10,13 +10,13 @@
 #![cfg(target_os = "linux")]
 
 mod blocking;
-mod buf;
 mod config;
 mod contain;
 mod driver;
 mod error;
 mod executor;
 mod fd;
+mod metrics;
 mod multishot;
 mod op;
 mod receive;
@@ -28,6 +28,7 @@ mod sync;
 mod sys;
 mod timers;
 
+pub mod buf;
 pub mod io;
 pub mod task;
 pub mod time;
@@ -35,5 +36,6 @@ pub mod time;
 pub use config::{ConfigError, Driver, LIMITS, Limits};
 pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
-pub use runtime::{Builder, Runtime, driver_info};
+pub use metrics::Metrics;
+pub use runtime::{Builder, Runtime, driver_info, metrics};
 pub use task::{JoinError, JoinHandle, spawn};

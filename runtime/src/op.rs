@@ -40,6 +40,28 @@ impl<T: Operation> Op<T> {
         Op { operation: Some(operation), flight: Flight::default() }
     }
 
+    /// Asks the kernel to give the request up. Its answer still comes: what had been done by then,
+    /// or `ECANCELED`. Answers false if the request is not with the kernel, which has nothing to
+    /// give up then: drop the future.
+    ///
+    /// # Panics
+    ///
+    /// As polling.
+    pub fn cancel(&mut self) -> bool {
+        let Some(key) = self.flight.key else { return false };
+        shard::with(|shard| {
+            self.flight.check(shard);
+            shard.driver.cancel(key);
+        });
+        true
+    }
+
+    /// The operation, if it is not with the kernel: the future has not begun, or its request is
+    /// one that could only be tried and not left there, as on epoll.
+    pub fn into_operation(mut self) -> Option<T> {
+        if self.flight.key.is_none() { self.operation.take() } else { None }
+    }
+
     /// The operation, unless the future has been ready.
     pub fn operation(&self) -> Option<&T> {
         self.operation.as_ref()

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use io_uring::opcode;
 use io_uring::types;
 
-use crate::buf::{GROUP, Pool, PoolBuffer};
+use crate::buf::{GROUP, Lease, Pool, PoolBuffer};
 use crate::config::LIMITS;
 use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 use crate::fd::{Fd, Interest};
@@ -48,10 +48,14 @@ impl ReceivePooled {
         assert!(at_home, "a pooled receive works on the shard where it was made");
     }
 
-    /// True while the pool has a buffer to receive into.
+    /// True while the pool has a buffer to receive into. If not, that is counted.
     #[must_use]
     pub fn has_buffers(&self) -> bool {
-        self.pool.has_free()
+        let has = self.pool.has_free();
+        if !has {
+            self.pool.note_dry();
+        }
+        has
     }
 }
 
@@ -93,8 +97,51 @@ unsafe impl MultishotOperation for ReceivePooled {
         // The buffer first: it returns to the pool whatever the result says.
         let length = completion.result().unwrap_or(0);
         let buffer = completion.buffer().map(|buffer| self.pool.lend(buffer, length));
+        if completion.is_errno(libc::ENOBUFS) {
+            self.pool.note_dry();
+        }
         completion.result().map(|length| buffer.filter(|_| length > 0))
     }
+}
+
+/// Receives what is there, without waiting, into memory that can go anywhere: a buffer of the
+/// shard's pool if that hands out buffers, otherwise memory of its own. The flag says whether more
+/// may be there: the memory was filled.
+///
+/// `bytes_max` is how much to receive if memory has to be made; it is the pool's buffer size at
+/// least. An empty lease is the end of the stream.
+///
+/// # Errors
+///
+/// Those of `recv(2)`.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn recv_lease(fd: &Fd, bytes_max: usize) -> io::Result<(Lease, bool)> {
+    let pool = shard::with(|shard| Rc::clone(shard.driver.pool()));
+    if bytes_max <= pool.buffer_bytes() {
+        if let Some(buffer) = pool.take() {
+            let received = pool.with_taken(buffer, |memory| sys::recv(fd.as_fd(), memory, 0));
+            let filled = received.as_ref().is_ok_and(|count| *count == pool.buffer_bytes());
+            match received {
+                Ok(count) if count > 0 => {
+                    return Ok((pool.lend(buffer, count as u32).into_lease(), filled));
+                }
+                end_or_error => {
+                    pool.untake(buffer);
+                    return end_or_error.map(|_| (Lease::from(Vec::new()), false));
+                }
+            }
+        }
+    }
+    let mut bytes = Vec::with_capacity(bytes_max.max(pool.buffer_bytes()));
+    let memory = bytes.spare_capacity_mut();
+    let asked = memory.len();
+    let count = sys::recv(fd.as_fd(), memory, 0)?;
+    // SAFETY: the kernel has written `count` bytes of the spare capacity of an empty vector.
+    unsafe { bytes.set_len(count) };
+    Ok((Lease::from(bytes), count == asked))
 }
 
 /// Waits until a descriptor is ready, as `poll(2)` does.

@@ -57,12 +57,8 @@ impl<T: Resident> Homed<T> {
     ///
     /// If no runtime runs on this thread.
     pub fn new(make: impl FnOnce(ResidentKey) -> T) -> io::Result<Homed<T>> {
-        let Some(shard) = shard::try_current() else {
-            return Err(io::Error::other(
-                "no annulus runtime on this thread: make this within Runtime::block_on, \
-                 #[annulus::main] or a task spawned there",
-            ));
-        };
+        check_runtime()?;
+        let shard = shard::current();
         let key = shard.residents.reserve(shard.id);
         let value = Rc::new(make(key));
         shard.residents.settle(key, value);
@@ -146,6 +142,21 @@ impl<T: Resident> Drop for Homed<T> {
 impl<T: Resident> fmt::Debug for Homed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Homed").field("key", &self.key).finish()
+    }
+}
+
+/// Whether a runtime runs on this thread, which sockets need.
+///
+/// # Errors
+///
+/// If none does.
+pub fn check_runtime() -> io::Result<()> {
+    match shard::try_with(|_| ()) {
+        Some(()) => Ok(()),
+        None => Err(io::Error::other(
+            "no annulus runtime on this thread: make this within Runtime::block_on, \
+             #[annulus::main] or a task spawned there",
+        )),
     }
 }
 

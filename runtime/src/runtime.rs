@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::{Config, Driver};
 use crate::driver::DriverInfo;
 use crate::error::BuildError;
+use crate::metrics::Metrics;
 use crate::shard::{self, Shard};
 
 /// A runtime: the shard of the thread that made it.
@@ -190,4 +191,15 @@ impl Builder {
         let config = self.config.with_environment()?;
         Ok(Runtime { shard: Shard::new(config)? })
     }
+}
+
+/// The counts of the shard that runs on this thread.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn metrics() -> Metrics {
+    shard::with(|shard| shard.driver.metrics())
 }

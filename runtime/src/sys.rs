@@ -62,8 +62,12 @@ impl EventFd {
     }
 }
 
-/// Receives into `buffer` without waiting.
-pub fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+/// Receives into `buffer` without waiting. The bytes that are counted have been written.
+pub fn recv(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [MaybeUninit<u8>],
+    flags: libc::c_int,
+) -> io::Result<usize> {
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     // SAFETY: the pointer and the length describe the caller's writable slice.
     let count = check_size(unsafe {

@@ -2,19 +2,24 @@
 //!
 //! One arena holds all buffers. On io_uring they are offered to the kernel through a provided
 //! buffer ring (since Linux 5.19); on epoll they stand in a list. Either way a buffer that is
-//! taken becomes a [`PoolBuffer`], whose drop returns it: exactly once, on every path.
+//! taken becomes a [`PoolBuffer`], whose drop returns it: exactly once, on every path. One that
+//! leaves the shard's own hands becomes a [`Lease`], which comes back by a queue, from any thread.
 //!
 //! The arena is mapped, not allocated, so that a buffer never used costs no memory.
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use crossbeam_queue::SegQueue;
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
+use super::lease::Lease;
 use crate::sys::Mapping;
 
 /// The one buffer group that a shard registers.
@@ -22,12 +27,51 @@ pub(crate) const GROUP: u16 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    arena: Mapping,
-    bytes_each: u32,
+    arena: Arc<Arena>,
     count: u16,
     /// Buffers that are neither lent nor, as far as completions have told, filled by the kernel.
     free: Cell<u16>,
+    /// Buffers in the hands of leases.
+    leased: Cell<u16>,
+    /// How often somebody found no buffer.
+    dry: Cell<u64>,
     offer: Offer,
+}
+
+/// The memory of a pool. It outlives the pool while a lease is out.
+#[derive(Debug)]
+pub(super) struct Arena {
+    memory: Mapping,
+    bytes_each: u32,
+    /// Buffers that leases have given back, from whatever thread.
+    returned: SegQueue<u16>,
+}
+
+// SAFETY: the mapping is plain memory. Each buffer in it has one owner at a time, and only the
+// owner touches it.
+unsafe impl Send for Arena {}
+
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    fn new(count: u16, bytes_each: u32) -> io::Result<Arc<Arena>> {
+        let memory = Mapping::new(count as usize * bytes_each as usize)?;
+        Ok(Arc::new(Arena { memory, bytes_each, returned: SegQueue::new() }))
+    }
+
+    /// The place of a byte in a buffer.
+    pub(super) fn address(&self, buffer: u16, byte: u32) -> *mut u8 {
+        let offset = buffer as usize * self.bytes_each as usize + byte as usize;
+        debug_assert!(offset <= self.memory.length());
+        // SAFETY: a buffer of the pool and a byte of the buffer: the offset lies in the mapping.
+        unsafe { self.memory.start().as_ptr().add(offset) }
+    }
+
+    /// Gives a lease's buffer back.
+    pub(super) fn give_back(&self, buffer: u16) {
+        self.returned.push(buffer);
+    }
 }
 
 /// Where free buffers wait.
@@ -44,10 +88,11 @@ impl Pool {
     pub(crate) fn listed(count: u16, bytes_each: u32) -> io::Result<Rc<Pool>> {
         let free = (0..count).rev().collect();
         Ok(Rc::new(Pool {
-            arena: Mapping::new(count as usize * bytes_each as usize)?,
-            bytes_each,
+            arena: Arena::new(count, bytes_each)?,
             count,
             free: Cell::new(count),
+            leased: Cell::new(0),
+            dry: Cell::new(0),
             offer: Offer::List(RefCell::new(free)),
         }))
     }
@@ -60,16 +105,17 @@ impl Pool {
     ) -> io::Result<Rc<Pool>> {
         assert!(count.is_power_of_two(), "the kernel takes powers of two only");
         let entries = Mapping::new(count as usize * size_of::<BufRingEntry>())?;
-        let arena = Mapping::new(count as usize * bytes_each as usize)?;
+        let arena = Arena::new(count, bytes_each)?;
         let address = entries.start().as_ptr() as u64;
         // SAFETY: the mapping is page-aligned, holds `count` entries, and lives in the pool, which
         // the driver keeps until the ring is gone.
         unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0) }?;
         let pool = Pool {
             arena,
-            bytes_each,
             count,
             free: Cell::new(0),
+            leased: Cell::new(0),
+            dry: Cell::new(0),
             offer: Offer::Ring { entries, tail: Cell::new(0) },
         };
         (0..count).for_each(|buffer| pool.put_back(buffer));
@@ -78,30 +124,58 @@ impl Pool {
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        self.bytes_each as usize
+        self.arena.bytes_each as usize
     }
 
     /// True while a receive that is armed now would find a buffer.
     pub(crate) fn has_free(&self) -> bool {
+        self.take_in_returned();
         self.free.get() > 0
+    }
+
+    /// Counts that somebody found no buffer.
+    pub(crate) fn note_dry(&self) {
+        self.dry.set(self.dry.get() + 1);
+    }
+
+    /// How often somebody found no buffer.
+    pub(crate) fn dry(&self) -> u64 {
+        self.dry.get()
+    }
+
+    /// Takes in what leases have given back.
+    fn take_in_returned(&self) {
+        while let Some(buffer) = self.arena.returned.pop() {
+            self.leased.set(self.leased.get() - 1);
+            self.put_back(buffer);
+        }
     }
 
     /// Takes a buffer from the list; on a ring only the kernel takes.
     pub(crate) fn take(&self) -> Option<u16> {
         match &self.offer {
-            Offer::List(list) => list.borrow_mut().pop(),
+            Offer::List(list) => {
+                self.take_in_returned();
+                let buffer = list.borrow_mut().pop();
+                if buffer.is_none() {
+                    self.note_dry();
+                }
+                buffer
+            }
             Offer::Ring { .. } => None,
         }
     }
 
-    /// The writable bytes of a buffer taken from the list but not yet wrapped.
-    pub(crate) fn with_taken<R>(&self, buffer: u16, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+    /// The memory of a buffer taken from the list but not yet wrapped.
+    pub(crate) fn with_taken<R>(
+        &self,
+        buffer: u16,
+        fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> R,
+    ) -> R {
         assert!(matches!(self.offer, Offer::List(_)) && buffer < self.count);
+        let first = self.arena.address(buffer, 0).cast();
         // SAFETY: `take` removed the buffer from the list, so that nobody else refers to it.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(self.address(buffer), self.bytes_each as usize)
-        };
-        fill(bytes)
+        fill(unsafe { std::slice::from_raw_parts_mut(first, self.buffer_bytes()) })
     }
 
     /// Puts a buffer back that was taken but not wrapped.
@@ -115,13 +189,14 @@ impl Pool {
     /// Wraps a buffer that a completion has named.
     pub(crate) fn lend(self: &Rc<Pool>, buffer: u16, length: u32) -> PoolBuffer {
         assert!(buffer < self.count, "the kernel names only buffers of the ring");
-        assert!(length <= self.bytes_each, "the kernel fills no more than a buffer holds");
+        assert!(length <= self.arena.bytes_each, "the kernel fills no more than a buffer holds");
         self.free.set(self.free.get().saturating_sub(1));
         PoolBuffer { pool: Rc::clone(self), buffer, start: 0, end: length }
     }
 
     /// Shows the kernel the buffers returned since the last call.
     pub(crate) fn publish(&self) {
+        self.take_in_returned();
         if let Offer::Ring { entries, tail } = &self.offer {
             let base = entries.start().as_ptr().cast::<BufRingEntry>();
             // SAFETY: `base` is the first entry of the live, page-aligned mapping.
@@ -147,19 +222,18 @@ impl Pool {
                 // not below it: no more than `count` buffers exist.
                 let entry = unsafe { &mut *entry };
                 // Field by field: entry 0 holds the ring's tail in a field that must stay.
-                entry.set_addr(self.address(buffer) as u64);
-                entry.set_len(self.bytes_each);
+                entry.set_addr(self.arena.address(buffer, 0) as u64);
+                entry.set_len(self.arena.bytes_each);
                 entry.set_bid(buffer);
                 tail.set(tail.get().wrapping_add(1));
             }
         }
     }
 
-    fn address(&self, buffer: u16) -> *mut u8 {
-        let offset = buffer as usize * self.bytes_each as usize;
-        debug_assert!(offset < self.arena.length());
-        // SAFETY: buffer < count, so that the offset lies inside the arena.
-        unsafe { self.arena.start().as_ptr().add(offset) }
+    /// True while more leases may hold buffers. Half of the pool stays with the kernel, so that
+    /// streams whose leases are kept starve no others.
+    fn may_lease(&self) -> bool {
+        self.leased.get() < self.count / 2
     }
 }
 
@@ -182,6 +256,21 @@ impl PoolBuffer {
         assert!(count <= self.len(), "advanced past the end of a received buffer");
         self.start += count as u32;
     }
+
+    /// Lets the bytes go wherever they are wanted. They are copied if leases hold half of the pool
+    /// already.
+    pub fn into_lease(self) -> Lease {
+        self.pool.take_in_returned();
+        if !self.pool.may_lease() {
+            return Lease::from(self.to_vec());
+        }
+        self.pool.leased.set(self.pool.leased.get() + 1);
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the buffer is never dropped, so that its share of the pool is taken out once.
+        let pool = unsafe { std::ptr::read(&raw const this.pool) };
+        // SAFETY: the pool's buffer goes over to the lease, which gives it back in the end.
+        unsafe { Lease::pooled(Arc::clone(&pool.arena), this.buffer, this.start, this.end) }
+    }
 }
 
 impl Deref for PoolBuffer {
@@ -189,8 +278,7 @@ impl Deref for PoolBuffer {
 
     fn deref(&self) -> &[u8] {
         let length = (self.end - self.start) as usize;
-        // SAFETY: start <= end <= bytes_each, so the address stays inside the arena.
-        let first = unsafe { self.pool.address(self.buffer).add(self.start as usize) };
+        let first = self.pool.arena.address(self.buffer, self.start);
         // SAFETY: the kernel has filled the bytes up to `end` and was lent the buffer no more;
         // this value is the buffer's only owner until its drop returns it.
         unsafe { std::slice::from_raw_parts(first, length) }

@@ -35,6 +35,7 @@ use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
 use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
+use crate::metrics::Metrics;
 use crate::resident_key::ResidentKey;
 
 /// How long a turn may wait for the kernel.
@@ -184,6 +185,14 @@ impl Driver {
         }
     }
 
+    /// Asks the kernel to give an operation up; its answer still comes.
+    pub(crate) fn cancel(&self, key: Key) {
+        match self {
+            Driver::Uring(driver) => driver.cancel(key),
+            Driver::Epoll(_) => unreachable!("nothing is in flight on epoll"),
+        }
+    }
+
     pub(crate) fn orphan<T: Operation>(&self, key: Key, operation: T) {
         match self {
             Driver::Uring(driver) => driver.orphan(key, operation),
@@ -263,6 +272,15 @@ impl Driver {
     /// True if the kernel receives into the pool ahead of the reader.
     pub(crate) fn receives_ahead(&self) -> bool {
         matches!(self, Driver::Uring(_))
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let mut metrics = match self {
+            Driver::Uring(driver) => driver.metrics(),
+            Driver::Epoll(_) => Metrics::default(),
+        };
+        metrics.pool_dry = self.pool().dry();
+        metrics
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {

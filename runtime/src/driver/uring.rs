@@ -29,6 +29,7 @@ use super::{Wait, Work};
 use crate::buf::{Pool, Spare};
 use crate::contain::contain;
 use crate::fd::Fd;
+use crate::metrics::Metrics;
 use crate::resident_key::ResidentKey;
 use crate::sys;
 
@@ -54,17 +55,7 @@ struct Inner {
     wake_fd: RawFd,
     no_iowait: bool,
     failures: u32,
-    counters: Counters,
-}
-
-/// What the ring has done so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) enters: u64,
-    pub(crate) submissions: u64,
-    pub(crate) completions: u64,
-    pub(crate) overflows: u64,
-    pub(crate) stale: u64,
+    metrics: Metrics,
 }
 
 impl Uring {
@@ -79,10 +70,14 @@ impl Uring {
             wake_fd,
             no_iowait,
             failures: 0,
-            counters: Counters::default(),
+            metrics: Metrics::default(),
         };
         inner.arm_wake();
         Uring { inner: RefCell::new(inner), pool, spare }
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.inner.borrow().metrics
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -219,6 +214,14 @@ impl Uring {
         let multishot = inner.multishot(key);
         if multishot.armed && !multishot.stopping {
             multishot.stopping = true;
+            inner.cancel(key);
+        }
+    }
+
+    /// Asks the kernel to give an operation up; its answer still comes.
+    pub(crate) fn cancel(&self, key: Key) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(State::Waiting(_)) = inner.slots.get_mut(key) {
             inner.cancel(key);
         }
     }
@@ -475,8 +478,8 @@ impl Inner {
             // Since 6.15: an idle shard does not show as a core that waits for a disk.
             flags |= EnterFlags::NO_IOWAIT;
         }
-        self.counters.enters += 1;
-        self.counters.submissions += u64::from(queued);
+        self.metrics.enters += 1;
+        self.metrics.submissions += u64::from(queued);
         let submitter = self.ring.submitter();
         let answer = match timeout {
             None => {
@@ -497,11 +500,11 @@ impl Inner {
     }
 
     fn reap(&mut self, work: &mut Work) {
-        let Inner { ring, slots, quiet, counters, .. } = self;
+        let Inner { ring, slots, quiet, metrics, .. } = self;
         let mut stopped = Vec::new();
         let mut wake_ended = false;
         for entry in ring.completion() {
-            counters.completions += 1;
+            metrics.completions += 1;
             let key = Key::from_user_data(entry.user_data());
             let completion = Completion::from_ring(&entry);
             match key {
@@ -509,7 +512,7 @@ impl Inner {
                 IGNORED_KEY => {}
                 key if key.is_quiet_send() => match quiet.fell_short(key, completion) {
                     Some(short) => work.short_sends.push(short),
-                    None => counters.stale += 1,
+                    None => metrics.stale_keys += 1,
                 },
                 key => match slots.arrive(key, completion) {
                     Arrival::Quiet => {}
@@ -519,7 +522,7 @@ impl Inner {
                         stopped.push(key);
                     }
                     Arrival::Orphaned => work.orphans.push((key, completion)),
-                    Arrival::Stale => counters.stale += 1,
+                    Arrival::Stale => metrics.stale_keys += 1,
                 },
             }
         }
@@ -535,7 +538,7 @@ impl Inner {
             if !self.ring.submission().cq_overflow() {
                 return;
             }
-            self.counters.overflows += 1;
+            self.metrics.overflows += 1;
             if self.enter(0, None).is_err() {
                 return;
             }

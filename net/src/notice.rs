@@ -5,7 +5,7 @@ use std::task::Wake;
 
 use annulus_runtime::io::{ResidentKey, mark_dirty};
 
-pub(super) struct Notice(pub(super) ResidentKey);
+pub(crate) struct Notice(pub(crate) ResidentKey);
 
 impl Wake for Notice {
     fn wake(self: Arc<Self>) {

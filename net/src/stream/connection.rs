@@ -3,11 +3,13 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use annulus_runtime::buf::Lease;
 use annulus_runtime::io::{
     Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, poll_budget, settle,
 };
@@ -16,10 +18,11 @@ use annulus_runtime::task::AbortHandle;
 use annulus_runtime::time::sleep;
 use socket2::SockRef;
 
-use super::inbound::{Inbound, Take};
-use super::outbound::Outbound;
+use super::inbound::{Inbound, Take, Unread};
+use super::outbound::{Attempt, Outbound, Unsent};
+use super::send::Held;
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     key: ResidentKey,
     fd: Rc<Fd>,
     inbound: RefCell<Inbound>,
@@ -40,7 +43,7 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Connection {
     /// Takes a connected socket to the current shard.
-    pub(super) fn settle_in(fd: Rc<Fd>) -> io::Result<Homed<Connection>> {
+    pub(crate) fn settle_in(fd: Rc<Fd>) -> io::Result<Homed<Connection>> {
         Homed::new(|key| Connection {
             key,
             inbound: RefCell::new(Inbound::new(Rc::clone(&fd))),
@@ -52,7 +55,7 @@ impl Connection {
         })
     }
 
-    pub(super) fn socket(&self) -> SockRef<'_> {
+    pub(crate) fn socket(&self) -> SockRef<'_> {
         SockRef::from(&*self.fd)
     }
 
@@ -64,38 +67,48 @@ impl Connection {
         outbound
     }
 
-    pub(super) fn fd(&self) -> &Rc<Fd> {
+    pub(crate) fn fd(&self) -> &Rc<Fd> {
         &self.fd
     }
 
-    pub(super) fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         self.socket().set_linger(linger)?;
         self.note_linger(linger);
         Ok(())
     }
 
     /// Prepares for what the close of a socket that lingers does.
-    pub(super) fn note_linger(&self, linger: Option<Duration>) {
+    pub(crate) fn note_linger(&self, linger: Option<Duration>) {
         self.abortive.set(linger.is_some_and(|time| time.is_zero()));
         let blocks = linger.is_some_and(|time| !time.is_zero());
         self.fd.close_with(blocks.then_some(close_elsewhere));
     }
 
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<usize>> {
         ready!(poll_budget(cx));
-        self.inbound.borrow_mut().poll_read(cx, buffer, take)
+        self.inbound.borrow_mut().poll_read(cx, memory, take)
     }
 
-    pub(super) fn put_back(&self, bytes: &[u8]) {
+    pub(crate) fn poll_lease(&self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        ready!(poll_budget(cx));
+        self.inbound.borrow_mut().poll_lease(cx)
+    }
+
+    /// A lease of what has come already.
+    pub(crate) fn lease_out(&self) -> Option<Lease> {
+        self.inbound.borrow_mut().lease_out()
+    }
+
+    pub(crate) fn put_back(&self, bytes: &[u8]) {
         self.inbound.borrow_mut().put_back(bytes);
     }
 
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
@@ -104,20 +117,44 @@ impl Connection {
         self.outbound().poll_write(cx, slices)
     }
 
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_attempt(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<Attempt>> {
+        ready!(poll_budget(cx));
+        self.outbound().poll_attempt(cx, bytes)
+    }
+
+    pub(super) fn hand_over(&self, buffer: Box<dyn Held>, start: usize) {
+        self.outbound().hand_over(buffer, start);
+    }
+
+    pub(super) fn poll_handed(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Box<dyn Held>, io::Result<usize>)> {
+        self.outbound().poll_handed(cx)
+    }
+
+    pub(super) fn abandon(&self) {
+        self.outbound().abandon();
+    }
+
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.outbound().poll_flush(cx)
     }
 
-    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.outbound().poll_shutdown(cx)
     }
 
-    pub(super) fn shutdown_when_sent(&self) {
+    pub(crate) fn shutdown_when_sent(&self) {
         self.outbound().shutdown_when_sent();
     }
 
     /// Stops all that is under way. An error if bytes are left in either direction.
-    pub(super) fn quiesce(&self) -> io::Result<()> {
+    pub(crate) fn quiesce(&self) -> io::Result<()> {
         settle(|| {
             let woken = self.outbound().write_out();
             if let Some(waker) = woken {
@@ -140,11 +177,42 @@ impl Connection {
                 "the stream has received bytes that are not read yet: read them first",
             ));
         }
+        self.let_go();
         Ok(())
     }
 
+    /// Waits until no operation that has been given up holds the descriptor any more.
+    fn let_go(&self) {
+        let own = 2 + self.inbound.borrow().descriptors();
+        settle(|| Rc::strong_count(&self.fd) <= own);
+    }
+
+    /// Stops all that is under way, and takes what was received and not read, and what was written
+    /// and not sent. An error if the kernel does not let go.
+    pub(super) fn stop(&self) -> io::Result<(Unread, Unsent)> {
+        self.outbound().start_moving();
+        settle(|| self.outbound().has_stopped());
+        let mut outbound = self.outbound();
+        let unsent = outbound.take_unsent();
+        if !outbound.has_stopped() {
+            outbound.resume(unsent);
+            return Err(io::Error::other("the kernel holds on to bytes of the stream: try again"));
+        }
+        drop(outbound);
+        self.inbound.borrow_mut().halt();
+        self.let_go();
+        let unread = self.inbound.borrow_mut().take_unread();
+        Ok((unread, unsent))
+    }
+
+    /// Goes on where another shard's connection has stopped.
+    pub(super) fn resume(&self, unread: Unread, unsent: Unsent) {
+        self.inbound.borrow_mut().resume(unread);
+        self.outbound().resume(unsent);
+    }
+
     /// The socket, when nothing is under way and nobody else holds the connection.
-    pub(super) fn into_fd(this: Rc<Connection>) -> Option<OwnedFd> {
+    pub(crate) fn into_fd(this: Rc<Connection>) -> Option<OwnedFd> {
         let Connection { fd, inbound, outbound, .. } = Rc::into_inner(this)?;
         drop((inbound, outbound));
         Fd::into_owned(fd).ok()

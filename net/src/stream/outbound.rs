@@ -1,12 +1,13 @@
 //! A connection's way out.
 //!
 //! Small writes are copied into a buffer, and the buffer is sent once, at the end of the turn: many
-//! writes, one send. Large writes go out at once from the caller's memory when nothing is ahead of
-//! them. One send is under way at a time, so that bytes keep their order; what is written meanwhile
+//! writes, one send. Large writes go out at once from the caller's memory when nothing is under
+//! way. One send is under way at a time, so that bytes keep their order; what is written meanwhile
 //! waits in a second buffer. An error that comes late is the next call's.
 //!
 //! A send is tried without waiting first: on the ring by a quiet send, which costs no completion,
-//! on epoll by the system call. What does not fit the socket waits in an operation.
+//! on epoll by the system call. What does not fit the socket waits in an operation, which owns the
+//! buffer: ours, or one that the caller has handed over and gets back when it is sent.
 
 use std::future::Future;
 use std::io;
@@ -25,8 +26,8 @@ use annulus_runtime::io::{
 };
 use socket2::SockRef;
 
-use super::notice::Notice;
-use super::operations::{Send, Sent};
+use super::send::{Held, Send, Sent};
+use crate::notice::Notice;
 
 /// The most slices of one system call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
@@ -38,9 +39,13 @@ pub(super) struct Outbound {
     unsent: Vec<u8>,
     /// A send that is over when its turn is.
     quiet: Option<Batch>,
-    /// A send that waits in the kernel for room, and how much it has to send.
+    /// A send that waits in the kernel for room, and how much of our own it has to send.
     waiting: Option<Op<Send>>,
     waiting_bytes: usize,
+    /// What has become of a buffer that a caller has handed over.
+    handed: Handed,
+    /// The connection moves: what the kernel has not sent stays here.
+    moving: bool,
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
     /// The task that waits for room or for everything to be sent.
@@ -60,17 +65,37 @@ struct Waiter {
 enum Until {
     /// More can be accepted.
     Room,
-    /// Everything accepted was sent.
+    /// Nothing is under way.
     Sent,
+    /// The buffer that was handed over is back.
+    Back,
+}
+
+/// A buffer that a caller has handed over to be sent.
+enum Handed {
+    Nothing,
+    UnderWay,
+    /// Its owner has gone: what is not sent yet is not wanted.
+    Abandoned,
+    /// To be fetched, with how much of it was sent.
+    Back(Box<dyn Held>, io::Result<usize>),
 }
 
 /// How far the write side has been closed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Closing {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
     Open,
     /// FIN follows when everything is sent.
     WhenSent,
     Closed,
+}
+
+/// What an attempt to send from the caller's memory has come to.
+pub(super) enum Attempt {
+    /// So many bytes are accepted.
+    Accepted(usize),
+    /// The socket is full: [hand the buffer over](Outbound::hand_over).
+    Full,
 }
 
 impl Outbound {
@@ -82,6 +107,8 @@ impl Outbound {
             quiet: None,
             waiting: None,
             waiting_bytes: 0,
+            handed: Handed::Nothing,
+            moving: false,
             error: None,
             waiter: None,
             closing: Closing::Open,
@@ -95,20 +122,14 @@ impl Outbound {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.collect();
-        if let Some(error) = self.error.take() {
-            return Poll::Ready(Err(error));
-        }
+        self.check()?;
         let total = slices.iter().fold(0usize, |sum, slice| sum.saturating_add(slice.len()));
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
-        if self.closing != Closing::Open {
-            let text = "the write side of this stream has been shut down";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, text)));
-        }
-        if total > LIMITS.small_write_bytes_max && self.is_idle() {
-            match self.send_now(slices) {
+        self.check_open()?;
+        if total > LIMITS.small_write_bytes_max && !self.is_sending() {
+            match self.send_behind_unsent(slices) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 answer => return Poll::Ready(answer),
             }
@@ -119,6 +140,80 @@ impl Outbound {
             return Poll::Pending;
         }
         Poll::Ready(Ok(self.keep(slices, room)))
+    }
+
+    /// Accepts bytes of a buffer that can be handed over, without copying more than a little.
+    pub(super) fn poll_attempt(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<Attempt>> {
+        self.check()?;
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(Attempt::Accepted(0)));
+        }
+        self.check_open()?;
+        let room = LIMITS.unsent_bytes_max.saturating_sub(self.unsent_bytes());
+        let slices = [IoSlice::new(bytes)];
+        if bytes.len() <= LIMITS.copied_send_bytes_max.min(room) {
+            return Poll::Ready(Ok(Attempt::Accepted(self.keep(&slices, room))));
+        }
+        if self.is_sending() {
+            self.wait(cx, Until::Sent);
+            return Poll::Pending;
+        }
+        match self.send_behind_unsent(&slices) {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Poll::Ready(Err(e)),
+            Ok(count) => Poll::Ready(Ok(Attempt::Accepted(count))),
+            Err(_) if self.unsent.is_empty() => Poll::Ready(Ok(Attempt::Full)),
+            Err(_) => {
+                self.send_unsent_now();
+                self.wait(cx, Until::Sent);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Takes a buffer over, to send it from `start` on: after [`Attempt::Full`].
+    pub(super) fn hand_over(&mut self, buffer: Box<dyn Held>, start: usize) {
+        debug_assert!(self.is_idle(), "one send is under way at a time");
+        // One that nobody fetched: its future was forgotten.
+        self.handed = Handed::UnderWay;
+        self.waiting = Some(Op::new(Send::of_caller(Rc::clone(&self.fd), buffer, start)));
+        self.collect();
+    }
+
+    /// Waits for the buffer that was handed over, and how much of it was sent.
+    pub(super) fn poll_handed(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Box<dyn Held>, io::Result<usize>)> {
+        self.collect();
+        match std::mem::replace(&mut self.handed, Handed::Nothing) {
+            Handed::Back(buffer, result) => Poll::Ready((buffer, result)),
+            other => {
+                self.handed = other;
+                self.wait(cx, Until::Back);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whoever handed a buffer over has gone. What the kernel has not yet sent of it is not sent.
+    pub(super) fn abandon(&mut self) {
+        match self.handed {
+            Handed::UnderWay => {
+                self.handed = Handed::Abandoned;
+                let with_the_kernel = self.waiting.as_mut().is_some_and(Op::cancel);
+                if !with_the_kernel {
+                    self.waiting = None;
+                    self.handed = Handed::Nothing;
+                }
+                mark_dirty(self.key);
+            }
+            Handed::Back(..) => self.handed = Handed::Nothing,
+            Handed::Nothing | Handed::Abandoned => {}
+        }
     }
 
     /// Waits until everything accepted was handed to the kernel.
@@ -155,6 +250,7 @@ impl Outbound {
     pub(super) fn release(&mut self) -> bool {
         self.released = true;
         self.collect();
+        self.abandon();
         self.send_unsent_now();
         mark_dirty(self.key);
         self.is_idle()
@@ -164,6 +260,46 @@ impl Outbound {
     pub(super) fn take_error(&mut self) -> Option<io::Error> {
         self.collect();
         self.error.take()
+    }
+
+    /// Asks the kernel to give back what it has not sent: the connection is about to move.
+    pub(super) fn start_moving(&mut self) {
+        self.collect();
+        self.abandon();
+        self.moving = true;
+        if let Some(waiting) = &mut self.waiting {
+            if !waiting.cancel() {
+                // On epoll nothing is with the kernel: the bytes are still here.
+                let send = self.waiting.take().and_then(Op::into_operation);
+                self.waiting_bytes = 0;
+                self.unsent.splice(..0, send.into_iter().flat_map(Send::into_rest));
+            }
+        }
+    }
+
+    /// True when the kernel holds nothing more of what was written.
+    pub(super) fn has_stopped(&mut self) -> bool {
+        self.collect();
+        !self.is_sending()
+    }
+
+    /// Takes everything that was accepted and not sent, once [it has stopped](Self::has_stopped).
+    pub(super) fn take_unsent(&mut self) -> Unsent {
+        Unsent {
+            bytes: std::mem::take(&mut self.unsent),
+            error: self.error.take(),
+            closing: self.closing,
+        }
+    }
+
+    /// Goes on where another shard's connection has stopped, or where this one has.
+    pub(super) fn resume(&mut self, unsent: Unsent) {
+        let Unsent { bytes, error, closing } = unsent;
+        self.moving = false;
+        self.unsent = bytes;
+        self.error = error;
+        self.closing = closing;
+        mark_dirty(self.key);
     }
 
     /// True if every accepted byte was handed to the kernel, or never will be.
@@ -178,6 +314,20 @@ impl Outbound {
     /// What a quiet send holds is not counted: it is gone when the turn is.
     fn unsent_bytes(&self) -> usize {
         self.unsent.len() + self.waiting_bytes
+    }
+
+    /// Reports what went wrong before.
+    fn check(&mut self) -> io::Result<()> {
+        self.collect();
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    fn check_open(&self) -> io::Result<()> {
+        if self.closing == Closing::Open {
+            return Ok(());
+        }
+        let text = "the write side of this stream has been shut down";
+        Err(io::Error::new(io::ErrorKind::BrokenPipe, text))
     }
 
     fn finish(&mut self) -> io::Result<()> {
@@ -212,6 +362,7 @@ impl Outbound {
             || match until {
                 Until::Room => self.unsent_bytes() < LIMITS.unsent_bytes_max,
                 Until::Sent => self.is_idle(),
+                Until::Back => matches!(self.handed, Handed::Back(..)),
             }
     }
 
@@ -239,7 +390,7 @@ impl Outbound {
     /// A quiet send has sent a part only, or failed.
     pub(super) fn send_fell_short(&mut self, buffer: Vec<u8>, result: io::Result<usize>) {
         self.quiet = None;
-        self.weigh(Sent { buffer, start: 0, result });
+        self.weigh_own(buffer, 0, result);
     }
 
     /// Takes the result of the send that waits in the kernel, if there is one and it has come.
@@ -251,14 +402,18 @@ impl Outbound {
         };
         self.waiting = None;
         self.waiting_bytes = 0;
-        self.weigh(sent);
+        match sent {
+            Sent::Own { buffer, start, result } => self.weigh_own(buffer, start, result),
+            Sent::OfCaller { buffer, start, result } => self.weigh_handed(buffer, start, result),
+        }
     }
 
-    fn weigh(&mut self, sent: Sent) {
-        let Sent { buffer, start, result } = sent;
+    /// A part of our own buffer was sent: what about the rest?
+    fn weigh_own(&mut self, mut buffer: Vec<u8>, start: usize, result: io::Result<usize>) {
         let count = match result {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) if self.moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) => {
                 self.error = Some(error);
                 self.unsent = Vec::new();
@@ -266,12 +421,40 @@ impl Outbound {
             }
         };
         let start = start + count;
-        if start < buffer.len() {
-            self.waiting_bytes = buffer.len() - start;
-            self.waiting = Some(Op::new(Send::new(Rc::clone(&self.fd), buffer, start)));
-            self.collect();
-        } else {
+        if start == buffer.len() {
             give_back(buffer);
+        } else if self.moving {
+            buffer.drain(..start);
+            buffer.append(&mut self.unsent);
+            self.unsent = buffer;
+        } else {
+            self.waiting_bytes = buffer.len() - start;
+            self.waiting = Some(Op::new(Send::own(Rc::clone(&self.fd), buffer, start)));
+            self.collect();
+        }
+    }
+
+    /// A part of a buffer that was handed over was sent: what about the rest?
+    fn weigh_handed(&mut self, buffer: Box<dyn Held>, start: usize, result: io::Result<usize>) {
+        let abandoned = matches!(self.handed, Handed::Abandoned);
+        let total = match result {
+            Ok(count) => Ok(start + count),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(start),
+            Err(e) => Err(e),
+        };
+        match total {
+            Ok(total) if total < buffer.bytes().len() && !abandoned => {
+                let rest = Send::of_caller(Rc::clone(&self.fd), buffer, total);
+                self.waiting = Some(Op::new(rest));
+                self.collect();
+            }
+            _ if !abandoned => self.handed = Handed::Back(buffer, total),
+            Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
+                self.handed = Handed::Nothing;
+                self.error = Some(e);
+                self.unsent = Vec::new();
+            }
+            _ => self.handed = Handed::Nothing,
         }
     }
 
@@ -282,7 +465,35 @@ impl Outbound {
         }
         let buffer = std::mem::take(&mut self.unsent);
         let result = self.send_now(&[IoSlice::new(&buffer)]);
-        self.weigh(Sent { buffer, start: 0, result });
+        self.weigh_own(buffer, 0, result);
+    }
+
+    /// Sends what is unsent and the slices by one system call. Answers how much of the slices was
+    /// sent; `WouldBlock` if that is nothing.
+    fn send_behind_unsent(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.unsent.is_empty() {
+            return self.send_now(slices);
+        }
+        let unsent = std::mem::take(&mut self.unsent);
+        let mut all = Vec::with_capacity(1 + slices.len().min(SLICES_MAX));
+        all.push(IoSlice::new(&unsent));
+        all.extend(slices.iter().take(SLICES_MAX).map(|slice| IoSlice::new(slice)));
+        let answer = self.send_now(&all);
+        drop(all);
+        self.unsent = unsent;
+        let count = match answer {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+                self.unsent = Vec::new();
+                return Err(e);
+            }
+            answer => answer?,
+        };
+        let own = count.min(self.unsent.len());
+        self.unsent.drain(..own);
+        if self.unsent.is_empty() {
+            give_back(std::mem::take(&mut self.unsent));
+        }
+        if count > own { Ok(count - own) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
     /// Sends by a system call, as much as the socket takes.
@@ -334,4 +545,12 @@ impl Outbound {
         // At the end of the turn `write_out` starts a send, or hurries the one under way.
         mark_dirty(self.key);
     }
+}
+
+/// What a connection has accepted and not sent.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pub(super) bytes: Vec<u8>,
+    error: Option<io::Error>,
+    closing: Closing,
 }

@@ -1,26 +1,24 @@
-//! Accept, connect and send: each as an entry of the ring and as a system call.
+//! Accept and connect: each as an entry of the ring and as a system call.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
-    Completion, Entry, Fd, Interest, MultishotOperation, Operation, TRANSFER_BYTES_MAX, accept,
-    send, take_socket_error,
+    Completion, Entry, Fd, Interest, MultishotOperation, Operation, accept, take_socket_error,
 };
 use io_uring::{opcode, types};
 use socket2::SockAddr;
 
 /// Accepts connections, each a descriptor that is non-blocking and closed on exec.
-pub(super) struct Accept {
+pub(crate) struct Accept {
     listener: Rc<Fd>,
     queued_max: usize,
 }
 
 impl Accept {
-    pub(super) fn new(listener: Rc<Fd>) -> Accept {
+    pub(crate) fn new(listener: Rc<Fd>) -> Accept {
         Accept { listener, queued_max: LIMITS.accept_queue_max }
     }
 }
@@ -62,7 +60,7 @@ unsafe impl MultishotOperation for Accept {
 }
 
 /// Connects a socket. Its output is the descriptor, connected.
-pub(super) struct Connect {
+pub(crate) struct Connect {
     socket: Rc<Fd>,
     /// On the heap, because the kernel may read it after the operation has moved.
     address: Box<SockAddr>,
@@ -70,8 +68,8 @@ pub(super) struct Connect {
 }
 
 impl Connect {
-    pub(super) fn new(socket: Rc<Fd>, address: SocketAddr) -> Connect {
-        Connect { socket, address: Box::new(address.into()), begun: false }
+    pub(crate) fn new(socket: Rc<Fd>, address: SockAddr) -> Connect {
+        Connect { socket, address: Box::new(address), begun: false }
     }
 
     fn begin(&mut self) -> io::Result<u32> {
@@ -118,62 +116,5 @@ unsafe impl Operation for Connect {
             Err(e) if e.raw_os_error() == Some(libc::EISCONN) => Ok(self.socket),
             Err(e) => Err(e),
         }
-    }
-}
-
-/// Sends the bytes of a buffer from `start` on, waiting in the kernel for room. The buffer comes
-/// back with the result.
-pub(super) struct Send {
-    fd: Rc<Fd>,
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-/// What a [`Send`] leaves.
-pub(super) struct Sent {
-    pub(super) buffer: Vec<u8>,
-    pub(super) start: usize,
-    pub(super) result: io::Result<usize>,
-}
-
-impl Send {
-    pub(super) fn new(fd: Rc<Fd>, buffer: Vec<u8>, start: usize) -> Send {
-        Send { fd, buffer, start }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        let bytes = &self.buffer[self.start..];
-        &bytes[..bytes.len().min(TRANSFER_BYTES_MAX)]
-    }
-}
-
-// SAFETY: the entry refers to the vector's memory on the heap, which nobody changes while the
-// operation lives.
-unsafe impl Operation for Send {
-    type Output = Sent;
-
-    fn entry(&mut self) -> Entry {
-        let bytes = self.bytes();
-        // WAITALL: the kernel goes on after a part, so that one answer is for the whole.
-        opcode::Send::new(types::Fd(self.fd.raw()), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-            .build()
-    }
-
-    fn call(&mut self) -> io::Result<u32> {
-        send(self.fd.as_fd(), self.bytes()).map(|count| count as u32)
-    }
-
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.fd
-    }
-
-    fn interest(&self) -> Interest {
-        Interest::Write
-    }
-
-    unsafe fn complete(self, result: io::Result<u32>) -> Sent {
-        let result = result.map(|count| count as usize);
-        Sent { buffer: self.buffer, start: self.start, result }
     }
 }

@@ -1,10 +1,10 @@
-//! A listener and the connections that wait on it.
+//! A listener and the connections that wait on it, whatever the family of its socket.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use std::time::Duration;
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{Fd, Homed, Multishot, Release, Resident, poll_budget, set_nonblocking};
 use annulus_runtime::time::{Sleep, sleep};
-use futures_core::Stream;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 
-use super::notice::Notice;
-use super::operations::Accept;
-use super::stream::TcpStream;
-use crate::addr::{ToSocketAddrs, resolve};
+use crate::family::Family;
+use crate::notice::Notice;
+use crate::operations::Accept;
+use crate::stream::Stream;
 
-/// A TCP socket that accepts connections.
+/// A socket that accepts connections: [`TcpListener`](crate::TcpListener) or
+/// [`UnixListener`](crate::UnixListener).
 ///
 /// On io_uring one request stays with the kernel and accepts whatever comes; accepted connections
 /// wait in the listener until somebody asks for them, 1024 at most. The rest waits in the kernel's
@@ -30,170 +30,27 @@ use crate::addr::{ToSocketAddrs, resolve};
 ///
 /// The listener works on the shard where it was made. It may be sent to another thread, where it
 /// can be dropped. Dropping it closes the socket and the connections that wait, and frees the port.
-///
-/// # Examples
-///
-/// ```
-/// use annulus_net::{TcpListener, TcpStream};
-///
-/// # fn main() -> std::io::Result<()> {
-/// # annulus_runtime::Runtime::new()?.block_on(async {
-/// let listener = TcpListener::bind("127.0.0.1:0").await?;
-/// let client = TcpStream::connect(listener.local_addr()?).await?;
-/// let (served, peer) = listener.accept().await?;
-/// assert_eq!(peer, client.local_addr()?);
-/// # drop(served);
-/// # Ok(())
-/// # })
-/// # }
-/// ```
 #[derive(Debug)]
-pub struct TcpListener {
+pub struct Listener<F: Family> {
     state: Homed<Listening>,
+    _family: PhantomData<fn() -> F>,
 }
 
-/// How a listener is bound.
-///
-/// # Examples
-///
-/// ```
-/// use annulus_net::{ListenOptions, TcpListener};
-///
-/// # fn main() -> std::io::Result<()> {
-/// # annulus_runtime::Runtime::new()?.block_on(async {
-/// let options = ListenOptions::new().backlog(128).reuse_port(true);
-/// let first = TcpListener::bind_with("127.0.0.1:0", options).await?;
-/// let second = TcpListener::bind_with(first.local_addr()?, options).await?;
-/// # drop(second);
-/// # Ok(())
-/// # })
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug)]
-#[must_use = "options do nothing unless a listener is bound with them"]
-pub struct ListenOptions {
-    backlog: u32,
-    reuse_port: bool,
-    only_v6: Option<bool>,
-}
-
-impl ListenOptions {
-    /// The defaults.
-    pub fn new() -> ListenOptions {
-        ListenOptions { backlog: 1024, reuse_port: false, only_v6: None }
-    }
-
-    /// How many established connections may wait in the kernel. Default 1024; the sysctl
-    /// `net.core.somaxconn` bounds it. Clients that find it full are slow to connect, not refused.
-    pub fn backlog(mut self, connections: u32) -> ListenOptions {
-        self.backlog = connections;
-        self
-    }
-
-    /// Lets several sockets of one user listen on the same port; the kernel spreads connections
-    /// over them by a hash of the addresses (`SO_REUSEPORT`, socket(7)). Off by default: with it,
-    /// a second server started by mistake takes half of the connections without an error.
-    pub fn reuse_port(mut self, reuse: bool) -> ListenOptions {
-        self.reuse_port = reuse;
-        self
-    }
-
-    /// Whether an IPv6 socket refuses IPv4 clients (`IPV6_V6ONLY`). Default: the system's.
-    pub fn only_v6(mut self, only: bool) -> ListenOptions {
-        self.only_v6 = Some(only);
-        self
-    }
-
-    fn listen(&self, address: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        )?;
-        // Connections that are still being closed must not keep a restarted server from its port.
-        socket.set_reuse_address(true)?;
-        if self.reuse_port {
-            socket.set_reuse_port(true)?;
-        }
-        if let (Some(only), true) = (self.only_v6, address.is_ipv6()) {
-            socket.set_only_v6(only)?;
-        }
-        socket.bind(&address.into()).map_err(|error| explain_bind(error, address))?;
-        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))?;
-        Ok(socket.into())
-    }
-}
-
-impl Default for ListenOptions {
-    fn default() -> ListenOptions {
-        ListenOptions::new()
-    }
-}
-
-fn explain_bind(error: io::Error, address: SocketAddr) -> io::Error {
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => "another socket has the port; port 0 takes a free one",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address",
-        _ => return error,
-    };
-    io::Error::new(error.kind(), format!("binding {address} failed: {error}: {why}"))
-}
-
-impl TcpListener {
-    /// Listens on the first of the addresses that can be bound. Port 0 takes a free port.
-    ///
-    /// Sets `SO_REUSEADDR`, so that a restarted server gets its port at once.
-    ///
-    /// # Errors
-    ///
-    /// The last address's error, if none can be bound: an address in use, not on this machine, or
-    /// not permitted; a name that cannot be resolved; no descriptor left.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a runtime, if a name has to be resolved; otherwise that is an error.
-    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
-        TcpListener::bind_with(address, ListenOptions::new()).await
-    }
-
-    /// As [`bind`](TcpListener::bind), with options.
-    ///
-    /// # Errors
-    ///
-    /// As [`bind`](TcpListener::bind).
-    ///
-    /// # Panics
-    ///
-    /// As [`bind`](TcpListener::bind).
-    pub async fn bind_with(
-        address: impl ToSocketAddrs,
-        options: ListenOptions,
-    ) -> io::Result<TcpListener> {
-        let mut last = None;
-        for address in resolve(address).await? {
-            match options.listen(address) {
-                Ok(socket) => return TcpListener::from_socket(socket),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.expect("`resolve` gives at least one address"))
-    }
-
+impl<F: Family> Listener<F> {
     /// Takes a listener of the standard library, which is made non-blocking.
     ///
     /// # Errors
     ///
     /// Outside of a runtime, and those of `fcntl(2)`.
-    pub fn from_std(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-        TcpListener::from_socket(listener.into())
+    pub fn from_std(listener: F::StdListener) -> io::Result<Listener<F>> {
+        let socket: OwnedFd = listener.into();
+        F::prepare_listener(&socket)?;
+        Listener::from_socket(socket)
     }
 
-    fn from_socket(socket: OwnedFd) -> io::Result<TcpListener> {
+    pub(crate) fn from_socket(socket: OwnedFd) -> io::Result<Listener<F>> {
         let fd = Fd::new(socket);
-        set_nonblocking(std::os::fd::AsFd::as_fd(&*fd), true)?;
-        // Accepted sockets inherit it, which saves a system call for each.
-        SockRef::from(&*fd).set_tcp_nodelay(true)?;
+        set_nonblocking(fd.as_fd(), true)?;
         let linger = SockRef::from(&*fd).linger()?;
         let state = Homed::new(|key| Listening {
             linger,
@@ -203,7 +60,7 @@ impl TcpListener {
             back_off: RefCell::default(),
             fd,
         })?;
-        Ok(TcpListener { state })
+        Ok(Listener { state, _family: PhantomData })
     }
 
     /// The next connection and its peer's address.
@@ -221,12 +78,12 @@ impl TcpListener {
     /// # Cancel safety
     ///
     /// A dropped `accept` loses no connection: the next one gets it.
-    pub fn accept(&self) -> Accepting<'_> {
+    pub fn accept(&self) -> Accepting<'_, F> {
         Accepting { listener: self }
     }
 
     /// The connections, one after the other, as a stream that does not end.
-    pub fn incoming(&self) -> Incoming<'_> {
+    pub fn incoming(&self) -> Incoming<'_, F> {
         Incoming { accepting: self.accept() }
     }
 
@@ -235,9 +92,9 @@ impl TcpListener {
     /// # Errors
     ///
     /// On another shard than the listener's.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<F::Address> {
         let state = self.state.get()?;
-        address(SockRef::from(&*state.fd).local_addr()?)
+        F::address(SockRef::from(&*state.fd).local_addr()?)
     }
 
     /// Gives the socket to the standard library, blocking as that expects.
@@ -246,19 +103,15 @@ impl TcpListener {
     ///
     /// On another shard than the listener's. Connections that had been accepted and wait to be
     /// handed out are closed.
-    pub fn into_std(self) -> io::Result<std::net::TcpListener> {
+    pub fn into_std(self) -> io::Result<F::StdListener> {
         let state = self.state.take().map_err(|(_, error)| error)?;
         state.stop();
         let busy = || io::Error::other("the listener is in use by an accept");
         let fd = Rc::into_inner(state).ok_or_else(busy)?.fd;
         let socket = Fd::into_owned(fd).map_err(|_| busy())?;
-        set_nonblocking(std::os::fd::AsFd::as_fd(&socket), false)?;
+        set_nonblocking(socket.as_fd(), false)?;
         Ok(socket.into())
     }
-}
-
-pub(super) fn address(address: socket2::SockAddr) -> io::Result<SocketAddr> {
-    address.as_socket().ok_or_else(|| io::Error::other("the socket has no internet address"))
 }
 
 /// The state of a listener, which stays on its shard.
@@ -278,7 +131,7 @@ struct Listening {
 
 impl Listening {
     /// Polls for itself, not for the caller: whoever waits is woken by `write_out`.
-    fn poll_accept(&self) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    fn poll_accept<F: Family>(&self) -> Poll<io::Result<(Stream<F>, F::Address)>> {
         let mut cx = Context::from_waker(&self.notice);
         loop {
             ready!(self.poll_back_off(&mut cx));
@@ -302,9 +155,9 @@ impl Listening {
         }
     }
 
-    fn connected(&self, socket: OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
-        let peer = address(SockRef::from(&socket).peer_addr()?)?;
-        Ok((TcpStream::from_socket(socket, self.linger)?, peer))
+    fn connected<F: Family>(&self, socket: OwnedFd) -> io::Result<(Stream<F>, F::Address)> {
+        let peer = F::address(SockRef::from(&socket).peer_addr()?)?;
+        Ok((Stream::from_socket(socket, self.linger)?, peer))
     }
 
     fn poll_back_off(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -378,15 +231,15 @@ fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| shortages.contains(&errno))
 }
 
-/// The future of [`TcpListener::accept`].
+/// The future of [`Listener::accept`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct Accepting<'a> {
-    listener: &'a TcpListener,
+pub struct Accepting<'a, F: Family> {
+    listener: &'a Listener<F>,
 }
 
-impl Accepting<'_> {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+impl<F: Family> Accepting<'_, F> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream<F>, F::Address)>> {
         let state = self.listener.state.get()?;
         ready!(poll_budget(cx));
         let answer = state.poll_accept();
@@ -397,34 +250,34 @@ impl Accepting<'_> {
     }
 }
 
-impl Future for Accepting<'_> {
-    type Output = io::Result<(TcpStream, SocketAddr)>;
+impl<F: Family> Future for Accepting<'_, F> {
+    type Output = io::Result<(Stream<F>, F::Address)>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.get_mut().poll_next(cx)
     }
 }
 
-/// The stream of [`TcpListener::incoming`].
+/// The stream of [`Listener::incoming`].
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
-pub struct Incoming<'a> {
-    accepting: Accepting<'a>,
+pub struct Incoming<'a, F: Family> {
+    accepting: Accepting<'a, F>,
 }
 
-impl Incoming<'_> {
-    /// The next connection, as [`TcpListener::accept`].
+impl<F: Family> Incoming<'_, F> {
+    /// The next connection, as [`Listener::accept`].
     ///
     /// # Errors
     ///
-    /// As [`TcpListener::accept`].
-    pub async fn next(&mut self) -> io::Result<TcpStream> {
+    /// As [`Listener::accept`].
+    pub async fn next(&mut self) -> io::Result<Stream<F>> {
         poll_fn(|cx| self.accepting.poll_next(cx)).await.map(|(stream, _)| stream)
     }
 }
 
-impl Stream for Incoming<'_> {
-    type Item = io::Result<TcpStream>;
+impl<F: Family> futures_core::Stream for Incoming<'_, F> {
+    type Item = io::Result<Stream<F>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let accepted = ready!(self.get_mut().accepting.poll_next(cx));

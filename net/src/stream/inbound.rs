@@ -1,0 +1,362 @@
+//! A connection's way in.
+//!
+//! On io_uring the kernel receives into the shard's pool as long as one multishot is armed, and
+//! what it has received waits here: a read that is dropped loses nothing. A read receives straight
+//! into the caller's memory instead, after waiting until there is something to receive:
+//!
+//! - on epoll, always;
+//! - when the pool is dry: nobody waits for a neighbour's buffers;
+//! - when it is large and a large part of it will be filled. The multishot is then ended first, so
+//!   that bytes keep their order.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use annulus_runtime::LIMITS;
+use annulus_runtime::buf::Lease;
+use annulus_runtime::io::{
+    Fd, Interest, Multishot, Op, PoolBuffer, Ready, ReceivePooled, is_known_blocked, not_ready,
+    receives_ahead, recv, recv_lease, short_read,
+};
+
+pub(crate) struct Inbound {
+    fd: Rc<Fd>,
+    /// Bytes that a read gave back, which come before all others.
+    returned: Vec<u8>,
+    /// What the reader has begun to take.
+    front: Option<PoolBuffer>,
+    /// The kernel's receive into the pool, on drivers that have it.
+    pooled: Option<Multishot<ReceivePooled>>,
+    /// The pool had no buffer for this stream: the next receive goes to the caller's memory.
+    dry: bool,
+    /// The last receive brought so much that the next large one goes to the caller's memory.
+    bulk: bool,
+    /// A direct receive has emptied the socket: wait before the next one.
+    drained: bool,
+    /// Waits until a direct receive can succeed.
+    readable: Option<Op<Ready>>,
+    /// What the kernel's receive has failed with, behind the bytes that came before.
+    failed: Option<io::Error>,
+    ended: bool,
+}
+
+/// What a read does with the bytes it finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// Takes some.
+    Some,
+    /// Will come back until its memory is full.
+    All,
+    /// Leaves them for the next read.
+    Peek,
+}
+
+impl Inbound {
+    pub(super) fn new(fd: Rc<Fd>) -> Inbound {
+        let pooled = receives_ahead().then(|| Multishot::new(ReceivePooled::new(Rc::clone(&fd))));
+        Inbound {
+            fd,
+            returned: Vec::new(),
+            front: None,
+            pooled,
+            dry: false,
+            bulk: false,
+            drained: false,
+            readable: None,
+            failed: None,
+            ended: false,
+        }
+    }
+
+    /// Fills the memory with what has been received; waits if that is nothing. 0 is the end. The
+    /// bytes that are counted have been written.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: &mut [MaybeUninit<u8>],
+        take: Take,
+    ) -> Poll<io::Result<usize>> {
+        if memory.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        loop {
+            let count = self.copy_out(memory, take);
+            if count > 0 {
+                self.bulk |= count >= LIMITS.direct_recv_bytes_min;
+                return Poll::Ready(Ok(count));
+            }
+            if let Some(over) = self.over() {
+                return Poll::Ready(over.map(|()| 0));
+            }
+            if self.goes_direct(memory.len(), take) {
+                if ready!(self.poll_pool_quiet(cx)) {
+                    return self.poll_direct(cx, memory, take);
+                }
+            } else {
+                ready!(self.poll_pooled(cx));
+            }
+        }
+    }
+
+    /// Hands out the memory that something was received into; waits if there is none. Empty at the
+    /// end.
+    pub(super) fn poll_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        loop {
+            if let Some(lease) = self.lease_out() {
+                return Poll::Ready(Ok(lease));
+            }
+            if let Some(over) = self.over() {
+                return Poll::Ready(over.map(|()| Lease::from(Vec::new())));
+            }
+            if self.pooled.is_none() || self.dry {
+                return self.poll_direct_lease(cx);
+            }
+            ready!(self.poll_pooled(cx));
+        }
+    }
+
+    /// What is here, without asking the kernel.
+    pub(super) fn lease_out(&mut self) -> Option<Lease> {
+        if !self.returned.is_empty() {
+            return Some(Lease::from(std::mem::take(&mut self.returned)));
+        }
+        if self.front.is_none() {
+            self.take_next();
+        }
+        self.front.take().map(PoolBuffer::into_lease)
+    }
+
+    /// Once all bytes are out: the end, or the error that follows them.
+    fn over(&mut self) -> Option<io::Result<()>> {
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        self.ended.then_some(Ok(()))
+    }
+
+    fn goes_direct(&self, wanted: usize, take: Take) -> bool {
+        let large = wanted >= LIMITS.direct_recv_bytes_min;
+        self.pooled.is_none() || self.dry || large && (self.bulk || take == Take::All)
+    }
+
+    /// Copies out of what is here, without asking the kernel.
+    fn copy_out(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> usize {
+        let mut filled = 0;
+        while filled < memory.len() {
+            let count = self.copy_front(&mut memory[filled..], take);
+            filled += count;
+            let more = if count == 0 { self.take_next() } else { take != Take::Peek };
+            if !more {
+                break;
+            }
+        }
+        filled
+    }
+
+    fn copy_front(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> usize {
+        if !self.returned.is_empty() {
+            let count = copy(&self.returned, memory);
+            if take != Take::Peek {
+                self.returned.drain(..count);
+            }
+            return count;
+        }
+        let Some(front) = &mut self.front else { return 0 };
+        let count = copy(front, memory);
+        if take != Take::Peek {
+            front.advance(count);
+            if front.is_empty() {
+                self.front = None;
+            }
+        }
+        count
+    }
+
+    /// Takes the next answer of the pooled receive if it has come. True if it brought bytes.
+    fn take_next(&mut self) -> bool {
+        let Some(item) = self.pooled.as_mut().and_then(Multishot::pop) else { return false };
+        self.note(item);
+        self.front.is_some()
+    }
+
+    /// Takes the next received buffer, or notes the end, or that the pool is dry.
+    fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pooled) = &mut self.pooled else { return Poll::Ready(()) };
+        let item = match ready!(pooled.poll_armed(cx)) {
+            Some(item) => item,
+            None if pooled.operation().has_buffers() => ready!(pooled.poll_next(cx)),
+            None => {
+                self.dry = true;
+                return Poll::Ready(());
+            }
+        };
+        self.note(item);
+        Poll::Ready(())
+    }
+
+    /// Ends the pooled receive. True when it has ended, false when it brought something before.
+    fn poll_pool_quiet(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(pooled) = &mut self.pooled else { return Poll::Ready(true) };
+        pooled.stop();
+        match ready!(pooled.poll_armed(cx)) {
+            Some(item) => {
+                self.note(item);
+                Poll::Ready(false)
+            }
+            None => Poll::Ready(true),
+        }
+    }
+
+    fn note(&mut self, item: io::Result<Option<PoolBuffer>>) {
+        match item {
+            Ok(Some(buffer)) => self.front = Some(buffer),
+            Ok(None) => self.ended = true,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOBUFS) => self.dry = true,
+                Some(libc::EINTR | libc::EAGAIN) => {}
+                _ => self.failed = Some(error),
+            },
+        }
+    }
+
+    fn poll_direct(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: &mut [MaybeUninit<u8>],
+        take: Take,
+    ) -> Poll<io::Result<usize>> {
+        let flags = if take == Take::Peek { libc::MSG_PEEK } else { 0 };
+        let asked = memory.len();
+        let count = ready!(self.poll_calling(cx, |fd| recv(fd.as_fd(), memory, flags)))?;
+        if take != Take::Peek {
+            self.received_directly(count, count == asked);
+        }
+        self.ended |= count == 0;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_direct_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        let wanted = if self.bulk { LIMITS.recv_queue_bytes_max } else { 0 };
+        let (lease, filled) = ready!(self.poll_calling(cx, |fd| recv_lease(fd, wanted)))?;
+        self.received_directly(lease.len(), filled);
+        self.bulk |= filled;
+        self.ended |= lease.is_empty();
+        Poll::Ready(Ok(lease))
+    }
+
+    /// Makes a receiving call as soon as it does not block.
+    fn poll_calling<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(&Fd) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            if let Some(readable) = &mut self.readable {
+                let answer = ready!(Pin::new(readable).poll(cx));
+                self.readable = None;
+                answer?;
+            } else if self.drained || is_known_blocked(&self.fd, Interest::Read) {
+                self.await_readable();
+                continue;
+            }
+            match call(&self.fd) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    not_ready(&self.fd, Interest::Read)?;
+                    self.await_readable();
+                }
+                answer => return Poll::Ready(answer),
+            }
+        }
+    }
+
+    fn await_readable(&mut self) {
+        self.drained = false;
+        self.readable = Some(Op::new(Ready::new(Rc::clone(&self.fd), Interest::Read)));
+    }
+
+    fn received_directly(&mut self, count: usize, filled: bool) {
+        // Back to the pool, if it has recovered; `poll_pooled` looks.
+        self.dry = false;
+        self.bulk = count >= LIMITS.direct_recv_bytes_min;
+        if count > 0 && !filled {
+            short_read(&self.fd);
+            self.drained = self.pooled.is_some();
+        }
+    }
+
+    /// Gives back bytes that a read took and did not hand on.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.returned.splice(..0, bytes.iter().copied());
+    }
+
+    /// How often this holds the descriptor when nothing is under way.
+    pub(super) fn descriptors(&self) -> usize {
+        1 + usize::from(self.pooled.is_some())
+    }
+
+    /// Ends the kernel's receive.
+    pub(super) fn halt(&mut self) {
+        self.readable = None;
+        if let Some(pooled) = &mut self.pooled {
+            pooled.stop_now();
+        }
+    }
+
+    /// Ends the kernel's receive. True if bytes that it received wait here.
+    pub(super) fn stop(&mut self) -> io::Result<bool> {
+        self.halt();
+        if self.front.is_none() {
+            self.take_next();
+        }
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(self.front.is_some() || !self.returned.is_empty()),
+        }
+    }
+
+    /// Takes everything that has been received, once [halted](Inbound::halt).
+    pub(super) fn take_unread(&mut self) -> Unread {
+        let mut bytes = std::mem::take(&mut self.returned);
+        while self.front.is_some() || self.take_next() {
+            bytes.extend_from_slice(&self.front.take().expect("looked for above"));
+        }
+        Unread { bytes, ended: self.ended, failed: self.failed.take() }
+    }
+
+    /// Goes on where another shard's connection has stopped.
+    pub(super) fn resume(&mut self, unread: Unread) {
+        let Unread { bytes, ended, failed } = unread;
+        self.returned = bytes;
+        self.ended = ended;
+        self.failed = failed;
+    }
+
+    /// The stream is gone: lets go of everything.
+    pub(super) fn release(&mut self) {
+        self.pooled = None;
+        self.readable = None;
+        self.front = None;
+        self.returned = Vec::new();
+    }
+}
+
+/// What a connection has received and nobody has read.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    pub(super) bytes: Vec<u8>,
+    ended: bool,
+    failed: Option<io::Error>,
+}
+
+/// Copies as much as fits; answers how much that is.
+fn copy(from: &[u8], to: &mut [MaybeUninit<u8>]) -> usize {
+    let count = from.len().min(to.len());
+    // SAFETY: the lengths are within both slices, which do not overlap: one is exclusive.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), count) };
+    count
+}

@@ -1,0 +1,330 @@
+//! What users hold of a connection, whatever the family of its socket.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `stream/mod` | the stream, and its methods with borrowed buffers |
+//! | `stream/owned` | its methods with buffers that are given and come back |
+//! | `stream/detach` | a stream between two shards, or on its way to the standard library |
+//! | `stream/split` | its halves |
+//! | `stream/connection` | its state, which stays on its shard |
+//! | `stream/inbound`, `stream/outbound` | the two directions |
+//! | `stream/send` | the send that waits in the kernel |
+
+mod connection;
+mod detach;
+mod inbound;
+mod outbound;
+mod owned;
+mod send;
+mod split;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use annulus_runtime::buf::Lease;
+use annulus_runtime::io::{Fd, Homed, set_nonblocking};
+use socket2::SockRef;
+
+pub(crate) use self::connection::Connection;
+pub use self::detach::{AttachError, DetachError, Detached};
+pub(crate) use self::inbound::Take;
+use self::owned::fill;
+pub use self::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
+use crate::family::Family;
+
+/// A connection: [`TcpStream`](crate::TcpStream) or [`UnixStream`](crate::UnixStream).
+///
+/// Reads take what the kernel has received; writes are accepted into a buffer of 64 KiB and sent at
+/// the end of the shard's turn, several small ones by one system call, large ones at once. An error
+/// of a send is reported by the next write, flush or shutdown.
+///
+/// There are three ways to read and to write, which can be mixed:
+///
+/// - with **borrowed** buffers: [`read`](Stream::read), [`write_all`](Stream::write_all) and their
+///   like;
+/// - with **owned** buffers, which are given and come back: [`recv`](Stream::recv),
+///   [`send_all`](Stream::send_all); what is sent is not copied;
+/// - with **leases**, the memory that the kernel has received into:
+///   [`recv_lease`](Stream::recv_lease), and [`send_all`](Stream::send_all) again.
+///
+/// The stream works on the shard where it was made; elsewhere its methods give an error that says
+/// so. It may be dropped anywhere, and [moved](Stream::detach). Dropping it sends what is unsent,
+/// then FIN, and returns at once. A peer that does not take those bytes within 30 s loses them.
+pub struct Stream<F: Family> {
+    state: Homed<Connection>,
+    _family: PhantomData<fn() -> F>,
+}
+
+impl<F: Family> Stream<F> {
+    /// Takes a connected stream of the standard library, which is made non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// Outside of a runtime, and those of `fcntl(2)`.
+    pub fn from_std(stream: F::StdStream) -> io::Result<Stream<F>> {
+        let socket: OwnedFd = stream.into();
+        set_nonblocking(socket.as_fd(), true)?;
+        let linger = SockRef::from(&socket).linger()?;
+        Stream::from_socket(socket, linger)
+    }
+
+    /// Reads what has been received, as much as the buffer takes; waits if that is nothing.
+    ///
+    /// 0 means that the peer has finished, or that the buffer is empty.
+    ///
+    /// # Errors
+    ///
+    /// The connection's, such as a reset.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped read has read nothing: bytes that arrive meanwhile are the next read's.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, buffer, Take::Some)).await
+    }
+
+    /// Reads until the buffer is full. Answers the buffer's length.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the peer finishes before that; what it sent is in the buffer. Otherwise
+    /// the connection's.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped `read_exact` gives the bytes it took back to the stream: the next read gets them.
+    pub async fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fill_exactly(buffer).await
+    }
+
+    /// Reads without taking: the next read finds the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Stream::read).
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped peek changes nothing.
+    pub async fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, buffer, Take::Peek)).await
+    }
+
+    /// Writes bytes of the buffer, and answers how many were accepted. Waits while 64 KiB are
+    /// unsent.
+    ///
+    /// # Errors
+    ///
+    /// The connection's, also of earlier bytes: `BrokenPipe` or `ConnectionReset` once the peer is
+    /// gone. Never SIGPIPE.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped write has written nothing.
+    pub async fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_write(cx, &[IoSlice::new(buffer)])).await
+    }
+
+    /// Writes the whole buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Stream::write).
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped `write_all` has written some first part of the buffer; nobody can tell how much.
+    pub async fn write_all(&mut self, buffer: &[u8]) -> io::Result<()> {
+        self.write_whole(buffer).await
+    }
+
+    /// Writes bytes of the buffers, in order, and answers how many were accepted.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Stream::write).
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped write has written nothing.
+    pub async fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_write(cx, buffers)).await
+    }
+
+    /// Waits until the kernel has everything that was written.
+    ///
+    /// # Errors
+    ///
+    /// What a send of earlier bytes has failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped flush changes nothing; the bytes go out all the same.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Sends what is unsent, then FIN: nothing can be written after it, and the peer reads an end.
+    /// Reads go on. The second time, nothing is left to be done.
+    ///
+    /// # Errors
+    ///
+    /// What a send of earlier bytes has failed with; `NotConnected` after a reset.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped shutdown may or may not have sent FIN. Call it again.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_shutdown(cx)).await
+    }
+
+    /// Two halves that borrow the stream, to read and write at once within one task.
+    pub fn split(&mut self) -> (ReadHalf<'_, F>, WriteHalf<'_, F>) {
+        (ReadHalf::new(self), WriteHalf::new(self))
+    }
+
+    /// Two halves that own the stream together, to read and write in two tasks of the shard.
+    ///
+    /// Dropping the write half sends what is unsent, then FIN; the read half works on.
+    #[must_use]
+    pub fn into_split(self) -> (OwnedReadHalf<F>, OwnedWriteHalf<F>) {
+        split::split_owned(self)
+    }
+
+    /// The address of this end.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn local_addr(&self) -> io::Result<F::Address> {
+        F::address(self.state.get()?.socket().local_addr()?)
+    }
+
+    /// The address of the other end.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` once the connection is gone.
+    pub fn peer_addr(&self) -> io::Result<F::Address> {
+        F::address(self.state.get()?.socket().peer_addr()?)
+    }
+
+    /// How long a close waits for the peer to take what was sent (`SO_LINGER`, socket(7)).
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn linger(&self) -> io::Result<Option<Duration>> {
+        self.state.get()?.socket().linger()
+    }
+
+    /// Sets `SO_LINGER`. With a time of zero, dropping the stream drops what is unsent and resets
+    /// the connection. With more, the close that follows the drop happens on a thread of its own,
+    /// because it blocks.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
+        self.state.get()?.set_linger(linger)
+    }
+
+    /// Takes the error that the socket has pending (`SO_ERROR`, socket(7)).
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.state.get()?.socket().take_error()
+    }
+
+    fn shutdown_when_sent(&self) {
+        self.state.visit(|state| state.shutdown_when_sent());
+    }
+
+    pub(crate) fn from_socket(socket: OwnedFd, linger: Option<Duration>) -> io::Result<Stream<F>> {
+        let stream = Stream::settle_in(Fd::new(socket))?;
+        if linger.is_some() {
+            stream.connection()?.note_linger(linger);
+        }
+        Ok(stream)
+    }
+
+    pub(crate) fn settle_in(socket: Rc<Fd>) -> io::Result<Stream<F>> {
+        Ok(Stream { state: Connection::settle_in(socket)?, _family: PhantomData })
+    }
+
+    pub(crate) fn connection(&self) -> io::Result<Rc<Connection>> {
+        self.state.get()
+    }
+
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        take: Take,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_fill(cx, owned::memory_of(buffer), take)
+    }
+
+    fn poll_fill(
+        &self,
+        cx: &mut Context<'_>,
+        memory: &mut [MaybeUninit<u8>],
+        take: Take,
+    ) -> Poll<io::Result<usize>> {
+        self.connection()?.poll_read(cx, memory, take)
+    }
+
+    pub(crate) fn poll_lease(&self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        self.connection()?.poll_lease(cx)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.connection()?.poll_write(cx, slices)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection()?.poll_shutdown(cx)
+    }
+
+    /// Gives back bytes that a read took and did not hand on; from elsewhere, by mail.
+    fn put_back(&self, bytes: Vec<u8>) {
+        self.state.visit(move |state| state.put_back(&bytes));
+    }
+
+    async fn fill_exactly(&self, mut buffer: &mut [u8]) -> io::Result<usize> {
+        let (filled, result) = fill(self, &mut buffer).await;
+        result.map(|()| filled)
+    }
+
+    async fn write_whole(&self, mut buffer: &[u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let count = poll_fn(|cx| self.poll_write(cx, &[IoSlice::new(buffer)])).await?;
+            buffer = &buffer[count..];
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> fmt::Debug for Stream<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Stream");
+        match self.state.get() {
+            Ok(state) => fields.field("fd", &state.fd().raw()).finish(),
+            Err(_) => fields.finish_non_exhaustive(),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! TCP: connecting, listening, and what only TCP has.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use annulus_runtime::io::{Fd, Op};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::addr::{ToSocketAddrs, resolve};
+use crate::family::Tcp;
+use crate::listener::Listener;
+use crate::operations::Connect;
+use crate::stream::{self, Stream};
+
+/// A TCP connection: [`Stream`] has its methods.
+///
+/// `TCP_NODELAY` is on: the runtime itself gathers small writes.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_net::{TcpListener, TcpStream};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let mut client = TcpStream::connect(listener.local_addr()?).await?;
+/// let (mut served, _peer) = listener.accept().await?;
+///
+/// client.write_all(b"hello").await?;
+/// let mut buffer = [0; 5];
+/// served.read_exact(&mut buffer).await?;
+/// assert_eq!(&buffer, b"hello");
+/// # Ok(())
+/// # })
+/// # }
+/// ```
+pub type TcpStream = Stream<Tcp>;
+
+/// A TCP socket that accepts connections: [`Listener`] has its methods.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_net::{TcpListener, TcpStream};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let client = TcpStream::connect(listener.local_addr()?).await?;
+/// let (served, peer) = listener.accept().await?;
+/// assert_eq!(peer, client.local_addr()?);
+/// # drop(served);
+/// # Ok(())
+/// # })
+/// # }
+/// ```
+pub type TcpListener = Listener<Tcp>;
+
+/// A half of a [`TcpStream`]: [`Stream::split`].
+pub type ReadHalf<'a> = stream::ReadHalf<'a, Tcp>;
+
+/// A half of a [`TcpStream`]: [`Stream::split`].
+pub type WriteHalf<'a> = stream::WriteHalf<'a, Tcp>;
+
+/// A half of a [`TcpStream`]: [`Stream::into_split`].
+pub type OwnedReadHalf = stream::OwnedReadHalf<Tcp>;
+
+/// A half of a [`TcpStream`]: [`Stream::into_split`].
+pub type OwnedWriteHalf = stream::OwnedWriteHalf<Tcp>;
+
+impl Stream<Tcp> {
+    /// Connects to the first of the addresses that answers. Names are resolved off the shard.
+    ///
+    /// # Errors
+    ///
+    /// The last address's error, of the kind that the standard library gives: refused, unreachable,
+    /// timed out; a name that cannot be resolved; no descriptor left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped connect closes its socket. The peer may see a connection that is closed at once.
+    pub async fn connect(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
+        let mut last = None;
+        for address in resolve(address).await? {
+            match connect_one(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("`resolve` gives at least one address"))
+    }
+
+    /// Whether small segments leave at once (`TCP_NODELAY`, tcp(7)). On unless switched off.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn nodelay(&self) -> io::Result<bool> {
+        self.connection()?.socket().tcp_nodelay()
+    }
+
+    /// Switches `TCP_NODELAY`.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.connection()?.socket().set_tcp_nodelay(nodelay)
+    }
+
+    /// How many routers a packet may pass (`IP_TTL`, ip(7)).
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn ttl(&self) -> io::Result<u32> {
+        self.connection()?.socket().ttl_v4()
+    }
+
+    /// Sets `IP_TTL`.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        self.connection()?.socket().set_ttl_v4(ttl)
+    }
+}
+
+async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    let socket = Op::new(Connect::new(Fd::new(socket.into()), address.into())).await?;
+    SockRef::from(&*socket).set_tcp_nodelay(true)?;
+    TcpStream::settle_in(socket)
+}
+
+impl Listener<Tcp> {
+    /// Listens on the first of the addresses that can be bound. Port 0 takes a free port.
+    ///
+    /// Sets `SO_REUSEADDR`, so that a restarted server gets its port at once.
+    ///
+    /// # Errors
+    ///
+    /// The last address's error, if none can be bound: an address in use, not on this machine, or
+    /// not permitted; a name that cannot be resolved; no descriptor left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime, if a name has to be resolved; otherwise that is an error.
+    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+        TcpListener::bind_with(address, ListenOptions::new()).await
+    }
+
+    /// As [`bind`](TcpListener::bind), with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](TcpListener::bind).
+    ///
+    /// # Panics
+    ///
+    /// As [`bind`](TcpListener::bind).
+    pub async fn bind_with(
+        address: impl ToSocketAddrs,
+        options: ListenOptions,
+    ) -> io::Result<TcpListener> {
+        let mut last = None;
+        for address in resolve(address).await? {
+            match options.listen(address) {
+                Ok(socket) => return TcpListener::from_socket(socket),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("`resolve` gives at least one address"))
+    }
+}
+
+/// How a listener is bound.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_net::{ListenOptions, TcpListener};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let options = ListenOptions::new().backlog(128).reuse_port(true);
+/// let first = TcpListener::bind_with("127.0.0.1:0", options).await?;
+/// let second = TcpListener::bind_with(first.local_addr()?, options).await?;
+/// # drop(second);
+/// # Ok(())
+/// # })
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "options do nothing unless a listener is bound with them"]
+pub struct ListenOptions {
+    backlog: u32,
+    reuse_port: bool,
+    only_v6: Option<bool>,
+}
+
+impl ListenOptions {
+    /// The defaults.
+    pub fn new() -> ListenOptions {
+        ListenOptions { backlog: 1024, reuse_port: false, only_v6: None }
+    }
+
+    /// How many established connections may wait in the kernel. Default 1024; the sysctl
+    /// `net.core.somaxconn` bounds it. Clients that find it full are slow to connect, not refused.
+    pub fn backlog(mut self, connections: u32) -> ListenOptions {
+        self.backlog = connections;
+        self
+    }
+
+    /// Lets several sockets of one user listen on the same port; the kernel spreads connections
+    /// over them by a hash of the addresses (`SO_REUSEPORT`, socket(7)). Off by default: with it,
+    /// a second server started by mistake takes half of the connections without an error.
+    pub fn reuse_port(mut self, reuse: bool) -> ListenOptions {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// Whether an IPv6 socket refuses IPv4 clients (`IPV6_V6ONLY`). Default: the system's.
+    pub fn only_v6(mut self, only: bool) -> ListenOptions {
+        self.only_v6 = Some(only);
+        self
+    }
+
+    fn listen(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
+        // Connections that are still being closed must not keep a restarted server from its port.
+        socket.set_reuse_address(true)?;
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if let (Some(only), true) = (self.only_v6, address.is_ipv6()) {
+            socket.set_only_v6(only)?;
+        }
+        socket.bind(&address.into()).map_err(|error| explain_bind(error, address))?;
+        // Accepted sockets inherit it, which saves a system call for each.
+        socket.set_tcp_nodelay(true)?;
+        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))?;
+        Ok(socket.into())
+    }
+}
+
+impl Default for ListenOptions {
+    fn default() -> ListenOptions {
+        ListenOptions::new()
+    }
+}
+
+fn explain_bind(error: io::Error, address: SocketAddr) -> io::Error {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "another socket has the port; port 0 takes a free one",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("binding {address} failed: {error}: {why}"))
+}
