@@ -84,10 +84,8 @@ impl Inbound {
             return Poll::Ready(Ok(0));
         }
         loop {
-            let count = self.copy_out(memory, take);
-            if count > 0 {
-                self.bulk |= count >= LIMITS.direct_recv_bytes_min;
-                return Poll::Ready(Ok(count));
+            if self.front.is_some() || !self.returned.is_empty() {
+                return Poll::Ready(Ok(self.copy_out(memory, take)));
             }
             if let Some(over) = self.over() {
                 return Poll::Ready(over.map(|()| 0));
@@ -143,18 +141,19 @@ impl Inbound {
         self.pooled.is_none() || self.dry || large && (self.bulk || take == Take::All)
     }
 
-    /// Copies out of what is here, without asking the kernel.
+    /// Copies out of what is here, without asking the kernel. Behind a buffer that was filled to its
+    /// end there is more, mostly.
     fn copy_out(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> usize {
         let mut filled = 0;
-        while filled < memory.len() {
-            let count = self.copy_front(&mut memory[filled..], take);
-            filled += count;
-            let more = if count == 0 { self.take_next() } else { take != Take::Peek };
-            if !more {
-                break;
+        loop {
+            let whole = self.front.as_ref().is_some_and(PoolBuffer::is_whole);
+            filled += self.copy_front(&mut memory[filled..], take);
+            let done = filled == memory.len() || take == Take::Peek;
+            if done || !whole || self.front.is_none() && !self.take_next() {
+                self.bulk |= filled >= LIMITS.direct_recv_bytes_min;
+                return filled;
             }
         }
-        filled
     }
 
     fn copy_front(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> usize {

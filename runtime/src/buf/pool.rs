@@ -257,6 +257,12 @@ impl PoolBuffer {
         self.start += count as u32;
     }
 
+    /// True if the bytes reach to the buffer's end: there was room for no more.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.end == self.pool.arena.bytes_each
+    }
+
     /// Lets the bytes go wherever they are wanted. They are copied if leases hold half of the pool
     /// already.
     pub fn into_lease(self) -> Lease {
