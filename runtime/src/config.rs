@@ -117,8 +117,9 @@ pub struct Limits {
     /// Writes up to this size are copied and leave in one send per stream and turn; larger ones
     /// leave at once from the caller's memory. Copying 8 KiB costs less than the send it saves.
     pub small_write_bytes_max: usize,
-    /// A read that will bring at least this much receives straight into the caller's memory, past
-    /// the pool. Below, a copy costs less than the second system call.
+    /// A read that must bring at least this much receives straight into the caller's memory, past
+    /// the pool; so does a stream that keeps bringing this much without a pause. Below, a copy
+    /// costs less than the second system call.
     pub direct_recv_bytes_min: usize,
     /// Buffers that are handed over to be sent are copied up to this size, to leave with the
     /// stream's other small writes; larger ones are sent from where they lie.

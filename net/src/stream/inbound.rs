@@ -6,8 +6,8 @@
 //!
 //! - on epoll, always;
 //! - when the pool is dry: nobody waits for a neighbour's buffers;
-//! - when it is large and a large part of it will be filled. The multishot is then ended first, so
-//!   that bytes keep their order.
+//! - when it wants much, or when much comes without a pause: a second copy of every byte costs more
+//!   than system calls then. The multishot is ended first, so that bytes keep their order.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,6 +23,11 @@ use annulus_runtime::io::{
     receives_ahead, recv, recv_lease, short_read,
 };
 
+/// While much comes, a read at least this large goes direct. At 8 KiB that costs a quarter less
+/// than a second copy, at 4 KiB as much, at 2 KiB a third more (ARCHITECTURE.md, "What was
+/// measured").
+const BULK_READ_BYTES_MIN: usize = 8 * 1024;
+
 pub(crate) struct Inbound {
     fd: Rc<Fd>,
     /// Bytes that a read gave back, which come before all others.
@@ -33,7 +38,9 @@ pub(crate) struct Inbound {
     pooled: Option<Multishot<ReceivePooled>>,
     /// The pool had no buffer for this stream: the next receive goes to the caller's memory.
     dry: bool,
-    /// The last receive brought so much that the next large one goes to the caller's memory.
+    /// Bytes taken since the reader last had to wait.
+    run: usize,
+    /// So much comes without a pause that receives go to the caller's memory.
     bulk: bool,
     /// A direct receive has emptied the socket: wait before the next one.
     drained: bool,
@@ -64,6 +71,7 @@ impl Inbound {
             front: None,
             pooled,
             dry: false,
+            run: 0,
             bulk: false,
             drained: false,
             readable: None,
@@ -75,6 +83,21 @@ impl Inbound {
     /// Fills the memory with what has been received; waits if that is nothing. 0 is the end. The
     /// bytes that are counted have been written.
     pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: &mut [MaybeUninit<u8>],
+        take: Take,
+    ) -> Poll<io::Result<usize>> {
+        let answer = self.poll_fill(cx, memory, take);
+        match &answer {
+            Poll::Ready(Ok(count)) if take != Take::Peek => self.took(*count),
+            Poll::Ready(_) => {}
+            Poll::Pending => self.pauses(),
+        }
+        answer
+    }
+
+    fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         memory: &mut [MaybeUninit<u8>],
@@ -103,6 +126,16 @@ impl Inbound {
     /// Hands out the memory that something was received into; waits if there is none. Empty at the
     /// end.
     pub(super) fn poll_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        let answer = self.poll_hand_out(cx);
+        match &answer {
+            Poll::Ready(Ok(lease)) => self.took(lease.len()),
+            Poll::Ready(_) => {}
+            Poll::Pending => self.pauses(),
+        }
+        answer
+    }
+
+    fn poll_hand_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
         loop {
             if let Some(lease) = self.lease_out() {
                 return Poll::Ready(Ok(lease));
@@ -110,10 +143,26 @@ impl Inbound {
             if let Some(over) = self.over() {
                 return Poll::Ready(over.map(|()| Lease::from(Vec::new())));
             }
-            if self.pooled.is_none() || self.dry {
-                return self.poll_direct_lease(cx);
+            if self.pooled.is_none() || self.dry || self.bulk {
+                if ready!(self.poll_pool_quiet(cx)) {
+                    return self.poll_direct_lease(cx);
+                }
+            } else {
+                ready!(self.poll_pooled(cx));
             }
-            ready!(self.poll_pooled(cx));
+        }
+    }
+
+    fn took(&mut self, count: usize) {
+        self.run = self.run.saturating_add(count);
+        self.bulk |= self.run >= LIMITS.recv_queue_bytes_max;
+    }
+
+    /// The reader has everything there is.
+    fn pauses(&mut self) {
+        if self.run > 0 {
+            self.bulk = self.run >= LIMITS.direct_recv_bytes_min;
+            self.run = 0;
         }
     }
 
@@ -137,12 +186,13 @@ impl Inbound {
     }
 
     fn goes_direct(&self, wanted: usize, take: Take) -> bool {
-        let large = wanted >= LIMITS.direct_recv_bytes_min;
-        self.pooled.is_none() || self.dry || large && (self.bulk || take == Take::All)
+        let wants_much = take == Take::All && wanted >= LIMITS.direct_recv_bytes_min;
+        let brings_much = self.bulk && wanted >= BULK_READ_BYTES_MIN;
+        self.pooled.is_none() || self.dry || wants_much || brings_much
     }
 
-    /// Copies out of what is here, without asking the kernel. Behind a buffer that was filled to its
-    /// end there is more, mostly.
+    /// Copies out of what is here, without asking the kernel. Behind a buffer that was filled to
+    /// its end there is more, mostly.
     fn copy_out(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> usize {
         let mut filled = 0;
         loop {
@@ -150,7 +200,6 @@ impl Inbound {
             filled += self.copy_front(&mut memory[filled..], take);
             let done = filled == memory.len() || take == Take::Peek;
             if done || !whole || self.front.is_none() && !self.take_next() {
-                self.bulk |= filled >= LIMITS.direct_recv_bytes_min;
                 return filled;
             }
         }
@@ -242,7 +291,6 @@ impl Inbound {
         let wanted = if self.bulk { LIMITS.recv_queue_bytes_max } else { 0 };
         let (lease, filled) = ready!(self.poll_calling(cx, |fd| recv_lease(fd, wanted)))?;
         self.received_directly(lease.len(), filled);
-        self.bulk |= filled;
         self.ended |= lease.is_empty();
         Poll::Ready(Ok(lease))
     }
@@ -281,7 +329,6 @@ impl Inbound {
     fn received_directly(&mut self, count: usize, filled: bool) {
         // Back to the pool, if it has recovered; `poll_pooled` looks.
         self.dry = false;
-        self.bulk = count >= LIMITS.direct_recv_bytes_min;
         if count > 0 && !filled {
             short_read(&self.fd);
             self.drained = self.pooled.is_some();
