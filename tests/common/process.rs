@@ -123,8 +123,14 @@ pub(crate) fn in_role() -> bool {
 /// A program under `strace -f`, its raw log in this file.
 pub(crate) fn under_strace(command: &Command, log: &Path) -> Command {
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-o"]).arg(log).arg("--").arg(command.get_program());
-    with_arguments_of(strace, command)
+    strace.args(["-f", "-qq", "-o"]).arg(log).arg("--");
+    behind(strace, command)
+}
+
+/// A program as the argument of another that runs it.
+pub(crate) fn behind(mut first: Command, command: &Command) -> Command {
+    first.arg(command.get_program());
+    with_arguments_of(first, command)
 }
 
 /// The same command with its program elsewhere.
