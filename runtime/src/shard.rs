@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -198,13 +199,18 @@ impl Shard {
 
     /// Enters the kernel and hands out what it brought.
     fn enter(&self, wait: Wait) {
+        if let Err(error) = self.try_enter(wait) {
+            panic!("the kernel refuses to wait for I/O on this shard: {error}");
+        }
+    }
+
+    /// As [`enter`](Shard::enter), where a refusal must not unwind: drops end here.
+    fn try_enter(&self, wait: Wait) -> io::Result<()> {
         let mut work = self.work.take();
         let entered = self.driver.turn(wait, &mut work);
         self.hand_out(&mut work);
         self.work.set(work);
-        if let Err(error) = entered {
-            panic!("the kernel refuses to wait for I/O on this shard: {error}");
-        }
+        entered
     }
 
     fn hand_out(&self, work: &mut Work) {
@@ -230,10 +236,11 @@ impl Shard {
     /// Turns the driver until something under way there has ended, for a bounded number of turns.
     pub(crate) fn settle(&self, ended: impl Fn() -> bool) {
         for _ in 0..SETTLE_TURNS_MAX {
-            if ended() {
+            let patience = Some(Duration::from_millis(1));
+            // Listeners are dropped through here. The next turn meets the refusal again.
+            if ended() || self.try_enter(Wait::AtMost(patience)).is_err() {
                 return;
             }
-            self.enter(Wait::AtMost(Some(Duration::from_millis(1))));
         }
     }
 
@@ -277,8 +284,10 @@ impl Shard {
         let deadline = Instant::now() + self.config.drain_timeout;
         while self.residents.any() && Instant::now() < deadline {
             self.residents.write_out();
-            if self.residents.any() {
-                self.enter(Wait::AtMost(Some(Duration::from_millis(10))));
+            let patience = Some(Duration::from_millis(10));
+            // What the kernel refuses to wait for is not sent.
+            if self.residents.any() && self.try_enter(Wait::AtMost(patience)).is_err() {
+                return;
             }
         }
     }
