@@ -80,10 +80,15 @@ pub fn recv(
 pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the pointer and the length describe the caller's readable slice.
-    let count =
-        check_size(unsafe { libc::send(fd.as_raw_fd(), buffer.as_ptr().cast(), length, flags) })?;
-    Ok(count as usize)
+    loop {
+        // SAFETY: the pointer and the length describe the caller's readable slice.
+        let count = unsafe { libc::send(fd.as_raw_fd(), buffer.as_ptr().cast(), length, flags) };
+        match check_size(count) {
+            // Nothing was sent. Taken for the connection's error, it would end the stream.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            answer => return answer.map(|count| count as usize),
+        }
+    }
 }
 
 /// Accepts one connection, non-blocking and closed on exec.

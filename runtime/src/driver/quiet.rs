@@ -74,7 +74,10 @@ impl Quiet {
         let index = key.quiet_send_of(self.batch)?;
         let send = self.sends.get_mut(index)?;
         let buffer = std::mem::take(&mut send.buffer);
-        let result = completion.result().map(|count| count as usize);
+        // A signal has ended the try, not the connection: nothing was sent yet.
+        let interrupted = completion.is_errno(libc::EINTR);
+        let result = if interrupted { Ok(0) } else { completion.result() };
+        let result = result.map(|count| count as usize);
         Some(ShortSend { owner: send.owner, buffer, result })
     }
 
@@ -82,5 +85,32 @@ impl Quiet {
     pub(super) fn settle(&mut self, spare: &Spare) {
         self.sends.drain(..).for_each(|send| spare.put(send.buffer));
         self.batch = self.batch.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::executor::ShardId;
+
+    #[test]
+    fn a_send_that_a_signal_ended_is_no_error_of_the_connection() {
+        let result_of = |errno: i32| {
+            let (socket, _other) = UnixStream::pair().expect("a pair of sockets");
+            let fd = Fd::new(OwnedFd::from(socket));
+            let owner = ResidentKey { shard: ShardId::next(), index: 0, generation: 1 };
+            let mut quiet = Quiet::default();
+            let (_, entry) = quiet.add(&fd, b"not sent".to_vec(), owner);
+            let key = Key::from_user_data(entry.get_user_data());
+            let answer = Completion::from_error(&io::Error::from_raw_os_error(errno));
+            let short = quiet.fell_short(key, answer).expect("the batch's own send");
+            assert_eq!(short.buffer, b"not sent");
+            short.result.map_err(|error| error.raw_os_error())
+        };
+        assert_eq!(result_of(libc::EINTR), Ok(0));
+        assert_eq!(result_of(libc::EPIPE), Err(Some(libc::EPIPE)));
     }
 }
