@@ -73,11 +73,12 @@ impl Connect {
     }
 
     fn begin(&mut self) -> io::Result<u32> {
-        self.begun = true;
         match socket2::SockRef::from(&*self.socket).connect(&self.address) {
             Ok(()) => Ok(0),
-            // The handshake is under way; the descriptor is writable when it has ended.
-            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+            // The handshake is under way, perhaps since a try that a signal ended; the descriptor
+            // is writable when it is over.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => {
+                self.begun = true;
                 Err(io::ErrorKind::WouldBlock.into())
             }
             Err(e) => Err(e),
