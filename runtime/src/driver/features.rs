@@ -270,7 +270,7 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) {
     while unsafe { ring.submission().push(entry) }.is_err() {
         // A queue of one entry is full with the trial itself. If it cannot be submitted, the wait
         // that follows fails as well and says why; until then the queue may not be left.
-        if ring.submit().is_err() {
+        if matches!(ring.submit(), Err(error) if error.kind() != io::ErrorKind::Interrupted) {
             return;
         }
     }
@@ -279,9 +279,19 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) {
 fn round_trip(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<Completion> {
     push(ring, &entry.clone().user_data(TRIED));
     loop {
-        ring.submit_and_wait(1)?;
+        wait_for_one(ring)?;
         if let Some(answer) = ring.completion().next() {
             return Ok(Completion::from_ring(&answer));
+        }
+    }
+}
+
+/// Submits what is queued and waits for an answer. A signal says nothing of io_uring.
+fn wait_for_one(ring: &IoUring) -> io::Result<()> {
+    loop {
+        match ring.submit_and_wait(1) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            answer => return answer.map(drop),
         }
     }
 }
@@ -303,7 +313,7 @@ fn cancel_all(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
     let mut last = wait_for_mark(ring)?;
     while last.is_none_or(Completion::more) {
         // With deferred task work the cancelled operation may speak after its cancel.
-        ring.submit_and_wait(1).map_err(|error| (Stage::Enter, error))?;
+        wait_for_one(ring).map_err(|error| (Stage::Enter, error))?;
         if let Some(answer) = ring.completion().next() {
             last = Some(Completion::from_ring(&answer));
         }
@@ -314,7 +324,7 @@ fn cancel_all(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
 fn wait_for_mark(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
     let mut said = None;
     loop {
-        ring.submit_and_wait(1).map_err(|error| (Stage::Enter, error))?;
+        wait_for_one(ring).map_err(|error| (Stage::Enter, error))?;
         for answer in ring.completion() {
             match answer.user_data() {
                 TRIED => said = Some(Completion::from_ring(&answer)),
