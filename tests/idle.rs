@@ -1,5 +1,7 @@
 //! Waiting costs no processor time, whatever is waited for.
 
+use std::io::Write;
+use std::net::Shutdown;
 use std::time::Duration;
 
 use annulus::net::TcpStream;
@@ -105,6 +107,67 @@ each_driver! {
         .await;
         let _peer = peer.await;
         assert_idle("urgent bytes", timeout(LONG_ENOUGH, stream.read(&mut [0; 8]))).await;
+    }
+
+    // Their events come in all at once, to a descriptor on which something else is awaited.
+    #[alone]
+    async fn an_end_beside_a_pending_write_costs_nothing() {
+        let (mut stream, peer) = stuck(Unsent::Much).await;
+        timeout(Duration::from_millis(5), stream.read(&mut [0; 8])).await.unwrap_err();
+        peer.shutdown(Shutdown::Write).unwrap();
+        settle().await;
+        assert_idle("a write after the peer's end", timeout(LONG_ENOUGH, stream.write(&[1]))).await;
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_idle("a write after the end", timeout(LONG_ENOUGH, stream.write(&[1]))).await;
+    }
+
+    #[alone]
+    async fn a_half_closed_connection_costs_nothing() {
+        let (mut stream, peer) = with_peer(|stream| stream).await;
+        let peer = peer.await;
+        stream.shutdown().await.unwrap();
+        assert_idle("a read", timeout(LONG_ENOUGH, stream.read(&mut [0; 8]))).await;
+        peer.shutdown(Shutdown::Write).unwrap();
+        settle().await;
+        assert_idle("nothing, on both sides", sleep(LONG_ENOUGH)).await;
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        drop(peer);
+        settle().await;
+        assert_idle("nothing", sleep(LONG_ENOUGH)).await;
+    }
+
+    #[alone]
+    async fn a_reset_after_a_dropped_read_costs_nothing() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (mut stream, peer) = with_peer(move |stream| {
+            wait.recv().unwrap();
+            peer::reset(stream);
+        })
+        .await;
+        timeout(Duration::from_millis(5), stream.read(&mut [0; 8])).await.unwrap_err();
+        go.send(()).unwrap();
+        peer.await;
+        settle().await;
+        assert_idle("a reset that nobody reads", sleep(LONG_ENOUGH)).await;
+        stream.read(&mut [0; 8]).await.unwrap_err();
+    }
+
+    // Urgent bytes lie in front of the others until somebody reads these.
+    #[alone]
+    async fn urgent_bytes_between_unread_ones_cost_nothing() {
+        let (mut stream, peer) = with_peer(|mut stream| {
+            for _ in 0..10 {
+                stream.write_all(b"before").unwrap();
+                socket2::SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+            }
+            stream
+        })
+        .await;
+        timeout(Duration::from_millis(5), stream.peek(&mut [0; 8])).await.unwrap().unwrap();
+        let _peer = peer.await;
+        settle().await;
+        assert_idle("urgent bytes", sleep(LONG_ENOUGH)).await;
+        drop(stream);
     }
 
     #[alone]

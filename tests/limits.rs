@@ -169,6 +169,31 @@ each_driver! {
     }
 
     #[alone]
+    async fn streams_whose_peers_do_not_read_hold_a_bounded_buffer_each() {
+        const STREAMS: usize = 100;
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS {
+            let (stream, peer) = with_peer(|stream| stream).await;
+            streams.push((stream, peer.await));
+        }
+        let before = resident_bytes();
+        for (stream, _peer) in &mut streams {
+            // Now by the runtime's buffer, now from here.
+            for len in [1000, 100_000].into_iter().cycle() {
+                let bytes = vec![0; len];
+                let patience = Duration::from_millis(5);
+                if timeout(patience, stream.write_all(&bytes)).await.is_err() {
+                    break;
+                }
+            }
+            timeout(Duration::from_millis(5), stream.write(&[0; 1000])).await.unwrap_err();
+        }
+        // 64 KiB that are unsent, and as much that is on its way into the kernel.
+        let grown = resident_bytes().saturating_sub(before) / STREAMS;
+        assert!(grown < 200_000, "{grown} bytes for each stream whose peer does not read");
+    }
+
+    #[alone]
     #[deadline_s(60)]
     async fn a_flood_of_clients_fills_a_bounded_queue_and_nobody_is_lost() {
         const CLIENTS: usize = 4000;

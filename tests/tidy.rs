@@ -136,6 +136,21 @@ fn sources_hold_no_forbidden_word_and_no_long_line() {
     assert!(found.is_empty(), "forbidden words or long lines:\n{}", found.join("\n"));
 }
 
+// A chain of linked entries may never finish under deferred task work.
+#[test]
+fn no_entry_is_linked_to_another() {
+    for folder in ["runtime/src", "net/src"] {
+        for file in sources(&workspace().join(folder)) {
+            let text = fs::read_to_string(&file).expect("read a source file");
+            for (number, line) in production_lines(&text) {
+                let linked = ["IO_LINK", "IO_HARDLINK", "LinkTimeout"];
+                let found = linked.iter().any(|word| line.contains(word));
+                assert!(!found, "{}:{number}: {line}", file.display());
+            }
+        }
+    }
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
