@@ -136,6 +136,26 @@ fn sources_hold_no_forbidden_word_and_no_long_line() {
     assert!(found.is_empty(), "forbidden words or long lines:\n{}", found.join("\n"));
 }
 
+// A renamed test must not leave its line in the table behind.
+#[test]
+fn the_table_of_tests_names_tests_that_exist() {
+    let table = fs::read_to_string(workspace().join("tests/README.md")).expect("read the table");
+    let mut found = 0;
+    // Every second part stands between backticks.
+    for name in table.split('`').skip(1).step_by(2) {
+        let path = match (name.split_once("::"), name.split_once(": ")) {
+            (Some((file, _)), _) => format!("tests/{file}.rs"),
+            (_, Some((file, _))) => format!("{}.rs", file.replace("runtime/", "runtime/src/")),
+            _ => continue,
+        };
+        let function = format!("fn {}(", name.rsplit(':').next().unwrap_or_default().trim());
+        let text = fs::read_to_string(workspace().join(&path)).unwrap_or_default();
+        assert!(text.contains(&function), "tests/README.md: {path} has no `{function}`");
+        found += 1;
+    }
+    assert!(found > 50, "only {found} tests are named");
+}
+
 // A chain of linked entries may never finish under deferred task work.
 #[test]
 fn no_entry_is_linked_to_another() {
