@@ -53,6 +53,20 @@ each_driver! {
 
     #[alone]
     #[deadline_s(60)]
+    fn a_vectored_write_that_a_signal_ends_is_made_again(driver: Driver) {
+        need_strace();
+        let scratch = Scratch::new();
+        let role = process::role("role_writes_large_slices");
+        let rule = "sendmsg:error=EINTR:when=1+2";
+        let mut child = Running::start(with_faults(driver, role, &scratch, &[rule]));
+        child.line_after(READY);
+        let (status, _, errors) = child.finish();
+        assert!(status.success(), "{status}: {errors}");
+        assert!(faults(&scratch) > 0, "no call has met a fault");
+    }
+
+    #[alone]
+    #[deadline_s(60)]
     fn a_connect_that_a_signal_ends_is_made_again(driver: Driver) {
         need_strace();
         let rule = match driver {
@@ -332,6 +346,30 @@ fn role_connects_again_and_again() {
             stream.write_all(&Keyed(key).bytes(0, 100)).await.expect("write");
         }
         server.await;
+    });
+    println!("{READY}over");
+}
+
+// Started under strace by a_vectored_write_that_a_signal_ends_is_made_again.
+#[test]
+fn role_writes_large_slices() {
+    if !process::in_role() {
+        return;
+    }
+    let runtime = Runtime::new().expect("build a runtime");
+    runtime.block_on(async {
+        let (mut stream, peer) =
+            with_peer(|stream| peer::expect_until_end(&stream, &mut Keyed(1).cursor())).await;
+        let mut offset = 0;
+        for _ in 0..20 {
+            let bytes = Keyed(1).bytes(offset, 20_000);
+            let (front, back) = bytes.split_at(10_000);
+            let slices = [io::IoSlice::new(front), io::IoSlice::new(back)];
+            offset += stream.write_vectored(&slices).await.expect("a write") as u64;
+            stream.flush().await.expect("a flush");
+        }
+        drop(stream);
+        assert_eq!(peer.await, offset);
     });
     println!("{READY}over");
 }

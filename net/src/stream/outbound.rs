@@ -505,8 +505,7 @@ impl Outbound {
             [only] => send(self.fd.as_fd(), only),
             _ => {
                 let slices = &slices[..slices.len().min(SLICES_MAX)];
-                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                SockRef::from(&*self.fd).send_vectored_with_flags(slices, flags)
+                send_vectored(&self.fd, slices)
             }
         };
         match answer {
@@ -544,6 +543,17 @@ impl Outbound {
         }
         // At the end of the turn `write_out` starts a send, or hurries the one under way.
         mark_dirty(self.key);
+    }
+}
+
+fn send_vectored(fd: &Fd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    loop {
+        match SockRef::from(fd).send_vectored_with_flags(slices, flags) {
+            // Nothing was sent. Taken for the connection's error, it would end the stream.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            answer => return answer,
+        }
     }
 }
 
