@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use annulus::buf::IoBufMut;
 use annulus::runtime::{
     Completion, Entry, Fd, Interest, Multishot, MultishotOperation, Op, Operation, accept, recv,
 };
@@ -102,7 +104,7 @@ each_driver! {
                 .collect();
             settle().await;
             for (fd, _other) in &later {
-                let mut bytes = [0; 8];
+                let mut bytes = [MaybeUninit::uninit(); 8];
                 assert_eq!(recv(fd.as_fd(), &mut bytes, 0).unwrap(), 4, "bytes were taken");
             }
         }
@@ -234,7 +236,9 @@ unsafe impl Operation for Receive {
     }
 
     fn call(&mut self) -> io::Result<u32> {
-        recv(self.fd.as_fd(), &mut self.bytes, 0).map(|count| count as u32)
+        // SAFETY: receiving writes bytes.
+        let memory = unsafe { self.bytes.as_uninit() };
+        recv(self.fd.as_fd(), memory, 0).map(|count| count as u32)
     }
 
     fn descriptor(&self) -> &Rc<Fd> {
