@@ -127,9 +127,21 @@ pub struct Limits {
     /// Accepted connections that a listener holds before anyone takes them; then the kernel's
     /// backlog holds the rest. Each is a descriptor, and 1024 is the usual limit of a process.
     pub accept_queue_max: usize,
+    /// Datagrams that a socket holds before anyone takes them; then the socket's own buffer holds
+    /// the rest (`SO_RCVBUF`). A quarter of the pool, so that one socket that nobody reads leaves
+    /// most of it to the others.
+    pub datagram_queue_max: usize,
     /// How often a listener without descriptors reports so, and tries again.
     pub accept_error_interval: Duration,
 }
+
+/// Buffers that all datagram sockets of a shard share: twice what one visit of the kernel receives
+/// for a socket (32, `MULTISHOT_MAX_RETRY`). Past that, receives use their own memory.
+pub(crate) const DATAGRAM_BUFFERS: u16 = 64;
+
+/// Size of one such buffer: the largest datagram, or batch of datagrams, is 64 KiB, and what comes
+/// with it has a page. The pages that a small datagram leaves alone cost nothing.
+pub(crate) const DATAGRAM_BUFFER_BYTES: u32 = 68 * 1024;
 
 /// The bounds that hold for every socket.
 pub const LIMITS: Limits = Limits {
@@ -139,6 +151,7 @@ pub const LIMITS: Limits = Limits {
     direct_recv_bytes_min: 16 * 1024,
     copied_send_bytes_max: 1024,
     accept_queue_max: 1024,
+    datagram_queue_max: 16,
     accept_error_interval: Duration::from_millis(100),
 };
 

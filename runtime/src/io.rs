@@ -8,6 +8,7 @@
 use std::task::{Context, Poll};
 
 pub use crate::buf::PoolBuffer;
+pub use crate::datagrams::{Datagram, ReceiveDatagrams};
 pub use crate::driver::Batch;
 pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 pub use crate::fd::{Fd, Interest, set_nonblocking};
@@ -20,7 +21,9 @@ pub use crate::resident::{
     Homed, Release, Resident, ResidentKey, check_runtime, depart, give_back, is_settled,
     mark_dirty, send_quietly, spare_buffer,
 };
-pub use crate::sys::{TRANSFER_BYTES_MAX, accept, recv, send, take_socket_error};
+pub use crate::sys::{
+    Message, TRANSFER_BYTES_MAX, accept, recv, recv_message, send, take_socket_error,
+};
 use crate::{blocking, shard};
 
 /// Counts a future that is about to be ready. Pending, and woken at once, when the task being

@@ -5,13 +5,14 @@
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `contain`, `config`;
 //! `executor`, `timers`, `buf`, `fd`; `driver`; `shard` (the loop) with `resident`; `op`,
-//! `multishot`, `receive`, `task`, `time`, `blocking`, `runtime`, `io`.
+//! `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`.
 
 #![cfg(target_os = "linux")]
 
 mod blocking;
 mod config;
 mod contain;
+mod datagrams;
 mod driver;
 mod error;
 mod executor;

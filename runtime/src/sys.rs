@@ -91,6 +91,50 @@ pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
     }
 }
 
+/// How much of each part of a message has been received.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// Bytes in the buffer.
+    pub bytes: usize,
+    /// Bytes of the sender's address, as the kernel writes it.
+    pub name_bytes: usize,
+    /// Bytes of control messages.
+    pub control_bytes: usize,
+}
+
+/// Receives a message with its sender's address and control messages, as `recvmsg(2)`, without
+/// waiting.
+pub fn recv_message(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    name: &mut [u8],
+    control: &mut [u8],
+    flags: libc::c_int,
+) -> io::Result<Message> {
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len().min(TRANSFER_BYTES_MAX),
+    };
+    // SAFETY: all zeros is a message of no parts.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = name.len() as libc::socklen_t;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = control.len() as _;
+    // SAFETY: each pointer and its length describe one of the caller's writable slices.
+    let bytes = check_size(unsafe {
+        libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags | libc::MSG_DONTWAIT)
+    })?;
+    Ok(Message {
+        bytes: bytes as usize,
+        // The kernel tells the whole length of an address that it has cut.
+        name_bytes: (header.msg_namelen as usize).min(name.len()),
+        control_bytes: (header.msg_controllen as usize).min(control.len()),
+    })
+}
+
 /// Accepts one connection, non-blocking and closed on exec.
 pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

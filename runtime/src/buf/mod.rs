@@ -10,6 +10,6 @@ mod spare;
 
 pub use lease::Lease;
 pub use pool::PoolBuffer;
-pub(crate) use pool::{GROUP, Pool};
+pub(crate) use pool::{DATAGRAM_GROUP, GROUP, Pool};
 pub use slice::{BufError, BufResult, IoBuf, IoBufMut, Slice};
 pub(crate) use spare::Spare;

@@ -22,8 +22,11 @@ use io_uring::types::BufRingEntry;
 use super::lease::Lease;
 use crate::sys::Mapping;
 
-/// The one buffer group that a shard registers.
+/// The buffer group of what streams receive.
 pub(crate) const GROUP: u16 = 0;
+
+/// The buffer group of whole datagrams.
+pub(crate) const DATAGRAM_GROUP: u16 = 1;
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -100,6 +103,7 @@ impl Pool {
     /// A pool registered with a ring. The caller keeps it until the ring no longer uses it.
     pub(crate) fn registered(
         submitter: &Submitter<'_>,
+        group: u16,
         count: u16,
         bytes_each: u32,
     ) -> io::Result<Rc<Pool>> {
@@ -109,7 +113,7 @@ impl Pool {
         let address = entries.start().as_ptr() as u64;
         // SAFETY: the mapping is page-aligned, holds `count` entries, and lives in the pool, which
         // the driver keeps until the ring is gone.
-        unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0) }?;
+        unsafe { submitter.register_buf_ring_with_flags(address, count, group, 0) }?;
         let pool = Pool {
             arena,
             count,

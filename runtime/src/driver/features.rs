@@ -7,6 +7,7 @@
 //! | `io_uring_enter` and `io_uring_register` not filtered | | epoll |
 //! | provided-buffer ring | 5.19 | epoll |
 //! | multishot accept, multishot receive | 6.0 | epoll |
+//! | multishot receive of messages | 6.0 | datagrams are received by system calls |
 //! | `NO_SQARRAY` | 6.6 | a ring with the array |
 //! | `NO_IOWAIT` (feature bit) | 6.15 | an idle shard shows as I/O wait |
 //! | sends that report failures only | 5.17 | each send has a completion |
@@ -149,7 +150,8 @@ impl Sizes {
         });
         let ring = ring.map_err(|error| (Stage::Setup, error))?;
         check_features(&ring)?;
-        let pool = Pool::registered(&ring.submitter(), self.buffers, self.buffer_bytes)
+        let (buffers, bytes_each) = (self.buffers, self.buffer_bytes);
+        let pool = Pool::registered(&ring.submitter(), GROUP, buffers, bytes_each)
             .map_err(|error| (Stage::Register, error))?;
         Ok(Ring { ring, pool })
     }

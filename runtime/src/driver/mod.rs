@@ -10,6 +10,7 @@
 mod epoll;
 mod features;
 pub(crate) mod operation;
+mod pools;
 mod quiet;
 mod refusal;
 mod slots;
@@ -266,6 +267,14 @@ impl Driver {
         match self {
             Driver::Uring(driver) => driver.drain(limit, run),
             Driver::Epoll(_) => true,
+        }
+    }
+
+    /// The pool that datagrams are received into ahead of the reader, on drivers that have it.
+    pub(crate) fn datagram_pool(&self) -> Option<Rc<Pool>> {
+        match self {
+            Driver::Uring(driver) => driver.datagram_pool(),
+            Driver::Epoll(_) => None,
         }
     }
 

@@ -23,6 +23,7 @@ use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
 use super::features::{Ring, quiet_sends};
 use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
+use super::pools::Pools;
 use super::quiet::{Batch, Quiet};
 use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
 use super::{Wait, Work};
@@ -41,7 +42,8 @@ const OVERFLOW_ROUNDS_MAX: u32 = 64;
 
 pub(crate) struct Uring {
     inner: RefCell<Inner>,
-    pool: Rc<Pool>,
+    /// After the ring, which must be gone before its buffers are.
+    pools: Pools,
     /// Where the buffers of quiet sends go.
     spare: Rc<Spare>,
 }
@@ -73,7 +75,7 @@ impl Uring {
             metrics: Metrics::default(),
         };
         inner.arm_wake();
-        Uring { inner: RefCell::new(inner), pool, spare }
+        Uring { inner: RefCell::new(inner), pools: Pools::new(pool), spare }
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
@@ -81,7 +83,11 @@ impl Uring {
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
-        &self.pool
+        self.pools.streams()
+    }
+
+    pub(crate) fn datagram_pool(&self) -> Option<Rc<Pool>> {
+        self.pools.datagrams(&self.inner.borrow().ring.submitter())
     }
 
     /// Polls an operation of one answer. `flight` is its slot while it is in flight.
@@ -333,7 +339,7 @@ impl Uring {
     ///
     /// What `io_uring_enter` answered, if it cannot be cured by trying again.
     pub(crate) fn turn(&self, wait: Wait, work: &mut Work) -> io::Result<()> {
-        self.pool.publish();
+        self.pools.publish();
         let mut inner = self.inner.borrow_mut();
         let entered = inner.enter_as_needed(wait);
         inner.reap(work);
@@ -371,7 +377,7 @@ impl Drop for Uring {
         if inner.slots.any_in_flight() {
             // The drain ran out of time: the kernel may still write. Leak, never free.
             std::mem::forget(std::mem::take(&mut inner.slots));
-            std::mem::forget(Rc::clone(&self.pool));
+            self.pools.leak();
         }
     }
 }
