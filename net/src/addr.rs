@@ -19,16 +19,25 @@ impl<T: sealed::Named + ?Sized> ToSocketAddrs for T {}
 /// The addresses behind a name, in the resolver's order.
 pub(crate) async fn resolve(named: impl ToSocketAddrs) -> io::Result<Vec<SocketAddr>> {
     let found = match named.named()? {
+        sealed::Name::One(address) => vec![address],
         sealed::Name::Known(addresses) => addresses,
         sealed::Name::Lookup(host, port) => lookup(host, port).await?,
     };
-    if found.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the name stands for no address at all",
-        ));
-    }
-    Ok(found)
+    if found.is_empty() { Err(no_address()) } else { Ok(found) }
+}
+
+/// The first of the addresses behind a name. Allocates nothing where that is given.
+pub(crate) async fn resolve_first(named: impl ToSocketAddrs) -> io::Result<SocketAddr> {
+    let first = match named.named()? {
+        sealed::Name::One(address) => Some(address),
+        sealed::Name::Known(addresses) => addresses.first().copied(),
+        sealed::Name::Lookup(host, port) => lookup(host, port).await?.first().copied(),
+    };
+    first.ok_or_else(no_address)
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the name stands for no address at all")
 }
 
 async fn lookup(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -41,10 +50,27 @@ async fn lookup(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
     .await
 }
 
+/// What the kernel says of a socket of ours.
+pub(crate) fn internet_address(address: socket2::SockAddr) -> io::Result<SocketAddr> {
+    address.as_socket().ok_or_else(|| io::Error::other("the socket has no internet address"))
+}
+
+/// Says why an address cannot be bound, and what to do about it.
+pub(crate) fn explain_bind(error: io::Error, address: SocketAddr) -> io::Error {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "another socket has the port; port 0 takes a free one",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("binding {address} failed: {error}: {why}"))
+}
+
 mod sealed {
     use super::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, io};
 
     pub enum Name {
+        One(SocketAddr),
         Known(Vec<SocketAddr>),
         Lookup(String, u16),
     }
@@ -57,7 +83,7 @@ mod sealed {
         ($($address:ty),*) => {$(
             impl Named for $address {
                 fn named(&self) -> io::Result<Name> {
-                    Ok(Name::Known(vec![SocketAddr::from(*self)]))
+                    Ok(Name::One(SocketAddr::from(*self)))
                 }
             }
         )*};
@@ -88,7 +114,7 @@ mod sealed {
         fn named(&self) -> io::Result<Name> {
             let (host, port) = *self;
             Ok(match host.parse::<IpAddr>() {
-                Ok(ip) => Name::Known(vec![SocketAddr::new(ip, port)]),
+                Ok(ip) => Name::One(SocketAddr::new(ip, port)),
                 Err(_) => Name::Lookup(host.to_owned(), port),
             })
         }
@@ -103,7 +129,7 @@ mod sealed {
     impl Named for str {
         fn named(&self) -> io::Result<Name> {
             if let Ok(address) = self.parse() {
-                return Ok(Name::Known(vec![address]));
+                return Ok(Name::One(address));
             }
             let parts = self.rsplit_once(':').filter(|(host, _)| !host.is_empty());
             let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));

@@ -8,6 +8,8 @@ use std::os::unix::net;
 
 use socket2::{SockAddr, SockRef};
 
+use crate::addr::internet_address;
+
 /// A family of stream sockets: [`Tcp`] or [`Unix`].
 pub trait Family: Sealed + fmt::Debug + 'static {
     /// What names an end of a connection.
@@ -49,7 +51,7 @@ impl Family for Tcp {
 
 impl Sealed for Tcp {
     fn address(address: SockAddr) -> io::Result<SocketAddr> {
-        address.as_socket().ok_or_else(|| io::Error::other("the socket has no internet address"))
+        internet_address(address)
     }
 
     fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {

@@ -6,6 +6,11 @@
 //! | `listener` | listeners of every family, and the queue of a multishot accept |
 //! | `family` | what the families differ in |
 //! | `tcp`, `unix` | making streams and listeners, and what only one family has |
+//! | `udp/socket`, `udp/options` | what users hold of a UDP socket, and what it can be set to |
+//! | `udp/state` | its state, which stays on its shard |
+//! | `udp/inbound`, `udp/outbound` | its two directions |
+//! | `udp/waiters` | the tasks that wait for one of them |
+//! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
 //! | `operations` | accept and connect, as entries and as system calls |
 //! | `addr` | what can be turned into socket addresses |
 
@@ -18,9 +23,11 @@ mod notice;
 mod operations;
 pub mod stream;
 pub mod tcp;
+pub mod udp;
 
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
 pub use listener::{Accepting, Incoming, Listener};
 pub use stream::Stream;
 pub use tcp::{ListenOptions, TcpListener, TcpStream};
+pub use udp::{UdpOptions, UdpSocket};

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use annulus_runtime::io::{Fd, Op};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::addr::{ToSocketAddrs, resolve};
+use crate::addr::{ToSocketAddrs, explain_bind, resolve};
 use crate::family::Tcp;
 use crate::listener::Listener;
 use crate::operations::Connect;
@@ -260,14 +260,4 @@ impl Default for ListenOptions {
     fn default() -> ListenOptions {
         ListenOptions::new()
     }
-}
-
-fn explain_bind(error: io::Error, address: SocketAddr) -> io::Error {
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => "another socket has the port; port 0 takes a free one",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address",
-        _ => return error,
-    };
-    io::Error::new(error.kind(), format!("binding {address} failed: {error}: {why}"))
 }

@@ -1,0 +1,14 @@
+//! UDP: a socket, its options, and several datagrams by one call.
+
+mod inbound;
+mod name;
+mod offload;
+mod options;
+mod outbound;
+mod socket;
+mod state;
+mod waiters;
+
+pub use offload::Segments;
+pub use options::UdpOptions;
+pub use socket::{IntoStdError, UdpSocket};
