@@ -64,7 +64,8 @@ impl UdpSocket {
     /// # Errors
     ///
     /// The last address's error, if none can be bound: an address in use, not on this machine, or
-    /// not permitted; a name that cannot be resolved; no descriptor left; no runtime on this thread.
+    /// not permitted; a name that cannot be resolved; no descriptor left; no runtime on this
+    /// thread.
     ///
     /// # Panics
     ///
@@ -223,9 +224,9 @@ impl UdpSocket {
     /// # Errors
     ///
     /// As [`send`](UdpSocket::send). `Unsupported` where the kernel cannot cut; `InvalidInput` for
-    /// segments of no bytes or, from the kernel, longer than the route allows; the kernel's also for
-    /// too many segments (64; 128 since Linux 6.9) or too many bytes in all (`EMSGSIZE`, over
-    /// 65,507 on IPv4).
+    /// segments of no bytes and, from the kernel, for ones that do not fit the route's packets or
+    /// are too many (64 on older kernels); `EMSGSIZE` for too many bytes in all (over 65,507 on
+    /// IPv4).
     ///
     /// # Cancel safety
     ///
@@ -247,7 +248,7 @@ impl UdpSocket {
     }
 
     /// Receives one datagram, and answers how many of its bytes are in the buffer. What the buffer
-    /// does not take is lost. 0 is a datagram without bytes, or a buffer without room; it is no end.
+    /// does not take is lost. 0 is a datagram without bytes, or a buffer without room: no end.
     ///
     /// # Errors
     ///
@@ -275,7 +276,8 @@ impl UdpSocket {
         Ok((received.bytes, peer_of(&received)?))
     }
 
-    /// As [`recv`](UdpSocket::recv), but leaves the datagram, the whole of it, for the next receive.
+    /// As [`recv`](UdpSocket::recv), but leaves the datagram, the whole of it, for the next
+    /// receive.
     ///
     /// # Errors
     ///
