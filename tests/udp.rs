@@ -90,7 +90,8 @@ each_driver! {
     async fn receives_dropped_by_select_lose_no_datagram() {
         let (left, left_addr) = bind().await;
         let (right, right_addr) = bind().await;
-        let (left_flood, right_flood) = (Flood::start(left_addr, 500), Flood::start(right_addr, 500));
+        let left_flood = Flood::start(left_addr, 500);
+        let right_flood = Flood::start(right_addr, 500);
         let (mut left_buf, mut right_buf) = ([0; 64], [0; 64]);
         let mut turn = false;
         while left_flood.received() + right_flood.received() < 1000 {
@@ -458,7 +459,8 @@ each_driver! {
             if armed {
                 arm(&socket).await;
             }
-            for (len, segment) in [(64_000, 1000), (10_500, 1000), (999, 1000), (1001, 1000), (3, 1)] {
+            let cuts = [(64_000, 1000), (10_500, 1000), (999, 1000), (1001, 1000), (3, 1)];
+            for (len, segment) in cuts {
                 sender.send_segments(&Keyed(4).bytes(0, len), segment, Some(addr)).await.unwrap();
                 let mut received = Keyed(4).cursor();
                 while (received.offset as usize) < len {
