@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use annulus::buf::IoBuf;
 use annulus::net::{UdpOptions, UdpSocket};
 use annulus::time::timeout;
 
@@ -43,6 +44,53 @@ each_driver! {
         }
     }
 
+    async fn buffers_that_are_given_come_back() {
+        let (server, addr) = bind().await;
+        let (client, client_addr) = bind().await;
+        for len in [0, 1, 1500, 60 * 1024] {
+            let bytes = Keyed(9).bytes(0, len);
+            let (sent, bytes) = client.send_to_owned(bytes, addr).await.unwrap();
+            assert_eq!(sent, len);
+            let given = Vec::with_capacity(70_000);
+            let (answer, received) = server.recv_from_owned(given).await.unwrap();
+            assert_eq!(answer, (len, client_addr));
+            assert!(received == bytes, "other bytes of {len}");
+            client.connect(addr).await.unwrap();
+            assert_eq!(client.send_owned(received).await.unwrap().0, len);
+            let (count, received) = server.recv_owned(vec![7; 70_000]).await.unwrap();
+            assert_eq!((count, received.len()), (len, len));
+        }
+        // What has no room is lost, and what is beside the slice stays.
+        for _ in 0..3 {
+            client.send_owned("0123456789").await.unwrap();
+            client.send_owned(b"0123456789".slice(3..5)).await.unwrap();
+        }
+        let (count, middle) = server.recv_owned(vec![9; 6].slice(2..4)).await.unwrap();
+        assert_eq!((count, middle.into_inner()), (2, vec![9, 9, b'0', b'1', 9, 9]));
+        let (count, boxed) = server.recv_owned(Box::new([9; 4])).await.unwrap();
+        assert_eq!((count, *boxed), (2, [b'3', b'4', 9, 9]));
+        assert_eq!(server.recv_owned(Vec::new()).await.unwrap(), (0, Vec::new()));
+        assert_eq!(server.recv_owned(Vec::with_capacity(8)).await.unwrap().0, 2);
+    }
+
+    async fn an_error_brings_the_buffer_back() {
+        let (socket, _) = bind().await;
+        let failed = socket.send_owned(vec![1, 2]).await.unwrap_err();
+        assert_eq!(failed.buffer, [1, 2]);
+        let failed = socket.send_to_owned(vec![3], "no port").await.unwrap_err();
+        assert_eq!((failed.error.kind(), failed.buffer), (ErrorKind::InvalidInput, vec![3]));
+        socket.connect(free_addr()).await.unwrap();
+        socket.send(b"anybody?").await.unwrap();
+        let failed = socket.recv_owned(vec![4; 8]).await.unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(failed.buffer, [4; 8]);
+        socket.send(b"anybody?").await.unwrap();
+        settle().await;
+        let failed = socket.recv_from_owned(vec![5; 8]).await.unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(failed.buffer, [5; 8]);
+    }
+
     async fn names_and_texts_are_targets() {
         let (server, addr) = bind().await;
         let client = UdpSocket::bind(("127.0.0.1", 0)).await.unwrap();
@@ -73,6 +121,15 @@ each_driver! {
                 0 => timeout(patience, socket.recv(&mut buf)).await,
                 1 => {
                     drop(timeout(patience, socket.peek(&mut buf)).await);
+                    continue;
+                }
+                2 => {
+                    // The buffer is dropped with the future.
+                    let given = Vec::with_capacity(64);
+                    match timeout(patience, socket.recv_owned(given)).await {
+                        Ok(answer) => flood.check(&answer.unwrap().1),
+                        Err(_) => timed_out += 1,
+                    }
                     continue;
                 }
                 _ => timeout(patience, socket.recv_from(&mut buf)).await.map(|it| Ok(it?.0)),
@@ -792,6 +849,7 @@ fn sockets_and_their_futures_are_send() {
     socket::<UdpSocket>();
     check(|socket| socket.send(b""));
     check(|socket| socket.recv(&mut []));
+    check(|socket| socket.recv_owned(vec![]));
     check(|socket| socket.connect("127.0.0.1:1"));
     check(|socket| socket.send_segments(b"", 1, None));
 }

@@ -6,12 +6,13 @@
 //! | `listener` | listeners of every family, and the queue of a multishot accept |
 //! | `family` | what the families differ in |
 //! | `tcp`, `unix` | making streams and listeners, and what only one family has |
-//! | `udp/socket`, `udp/options` | what users hold of a UDP socket, and what it can be set to |
+//! | `udp/socket`, `udp/owned`, `udp/options` | what users hold of a UDP socket |
 //! | `udp/state` | its state, which stays on its shard |
 //! | `udp/inbound`, `udp/outbound` | its two directions |
 //! | `udp/waiters` | the tasks that wait for one of them |
 //! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
 //! | `operations` | accept and connect, as entries and as system calls |
+//! | `memory` | what receives write to |
 //! | `addr` | what can be turned into socket addresses |
 
 #![cfg(target_os = "linux")]
@@ -19,6 +20,7 @@
 mod addr;
 mod family;
 mod listener;
+mod memory;
 mod notice;
 mod operations;
 pub mod stream;

@@ -74,10 +74,14 @@ impl ReceiveDatagrams {
         assert!(at_home, "a pooled receive works on the shard where it was made");
     }
 
-    /// True while the pool has a buffer to receive into.
+    /// True while the pool has a buffer to receive into. If not, that is counted.
     #[must_use]
     pub fn has_buffers(&self) -> bool {
-        self.pool.has_free()
+        let has = self.pool.has_free();
+        if !has {
+            self.pool.note_dry();
+        }
+        has
     }
 }
 
@@ -113,6 +117,9 @@ unsafe impl MultishotOperation for ReceiveDatagrams {
         // The buffer first: it returns to the pool whatever the result says.
         let length = completion.result().unwrap_or(0);
         let buffer = completion.buffer().map(|buffer| self.pool.lend(buffer, length));
+        if completion.is_errno(libc::ENOBUFS) {
+            self.pool.note_dry();
+        }
         completion.result()?;
         buffer.and_then(Datagram::parse).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "the kernel gave a datagram of no shape")

@@ -24,6 +24,6 @@ pub struct Metrics {
     pub overflows: u64,
     /// Answers that nobody waited for any more.
     pub stale_keys: u64,
-    /// How often a receive found no free buffer in the pool and used other memory.
+    /// How often a receive found no free buffer in its pool and used other memory.
     pub pool_dry: u64,
 }

@@ -106,7 +106,7 @@ pub struct Message {
 /// waiting.
 pub fn recv_message(
     fd: BorrowedFd<'_>,
-    buffer: &mut [u8],
+    buffer: &mut [MaybeUninit<u8>],
     name: &mut [u8],
     control: &mut [u8],
     flags: libc::c_int,

@@ -23,6 +23,8 @@ use annulus_runtime::io::{
     receives_ahead, recv, recv_lease, short_read,
 };
 
+use crate::memory::copy;
+
 /// While much comes, a read at least this large goes direct. At 8 KiB that costs a quarter less
 /// than a second copy, at 4 KiB as much, at 2 KiB a third more (ARCHITECTURE.md, "What was
 /// measured").
@@ -397,12 +399,4 @@ pub(super) struct Unread {
     pub(super) bytes: Vec<u8>,
     ended: bool,
     failed: Option<io::Error>,
-}
-
-/// Copies as much as fits; answers how much that is.
-fn copy(from: &[u8], to: &mut [MaybeUninit<u8>]) -> usize {
-    let count = from.len().min(to.len());
-    // SAFETY: the lengths are within both slices, which do not overlap: one is exclusive.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), count) };
-    count
 }

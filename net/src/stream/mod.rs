@@ -39,6 +39,7 @@ pub(crate) use self::inbound::Take;
 use self::owned::fill;
 pub use self::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 use crate::family::Family;
+use crate::memory::memory_of;
 
 /// A connection: [`TcpStream`](crate::TcpStream) or [`UnixStream`](crate::UnixStream).
 ///
@@ -272,7 +273,7 @@ impl<F: Family> Stream<F> {
         buffer: &mut [u8],
         take: Take,
     ) -> Poll<io::Result<usize>> {
-        self.poll_fill(cx, owned::memory_of(buffer), take)
+        self.poll_fill(cx, memory_of(buffer), take)
     }
 
     fn poll_fill(

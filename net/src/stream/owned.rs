@@ -12,6 +12,7 @@ use super::inbound::Take;
 use super::outbound::Attempt;
 use super::{Connection, Stream};
 use crate::family::Family;
+use crate::memory::memory_of;
 
 impl<F: Family> Stream<F> {
     /// Receives into the buffer, from its beginning and up to its capacity, and gives it back with
@@ -254,13 +255,6 @@ impl<B: IoBufMut> Memory for Given<B> {
         // SAFETY: whoever fills a `Memory` writes bytes only.
         unsafe { self.0.as_uninit() }
     }
-}
-
-/// Written bytes as memory to be written again, by those who write bytes only.
-pub(super) fn memory_of(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    let length = bytes.len();
-    // SAFETY: the layout is the same, and this crate's receives write bytes only.
-    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), length) }
 }
 
 /// Reads until the memory is full. Answers how much it has been filled, and why it is not full.

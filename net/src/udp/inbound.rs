@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use annulus_runtime::io::{
 
 use super::name::{NAME_BYTES, socket_addr};
 use super::offload::{CONTROL_BYTES, joined_segment_bytes};
+use crate::memory::copy;
 
 pub(super) struct Inbound {
     fd: Rc<Fd>,
@@ -78,15 +80,15 @@ impl Inbound {
         }
     }
 
-    /// Copies the next datagram, as much of it as the buffer takes; waits if there is none.
+    /// Copies the next datagram, as much of it as fits; waits if there is none.
     pub(super) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<Received>> {
         loop {
-            if let Some(received) = self.copy_out(buffer, take) {
+            if let Some(received) = self.copy_out(memory, take) {
                 return Poll::Ready(Ok(received));
             }
             if let Some(error) = self.error.take() {
@@ -95,7 +97,7 @@ impl Inbound {
             match self.way {
                 Way::Undecided => self.decide(),
                 Way::Pooled(_) if !self.dry => ready!(self.poll_pooled(cx)),
-                Way::Pooled(_) | Way::Direct => return self.poll_direct(cx, buffer, take),
+                Way::Pooled(_) | Way::Direct => return self.poll_direct(cx, memory, take),
             }
         }
     }
@@ -105,10 +107,9 @@ impl Inbound {
         self.way = pooled.map_or(Way::Direct, Way::Pooled);
     }
 
-    fn copy_out(&mut self, buffer: &mut [u8], take: Take) -> Option<Received> {
+    fn copy_out(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> Option<Received> {
         let datagram = self.waiting.front()?;
-        let bytes = datagram.payload().len().min(buffer.len());
-        buffer[..bytes].copy_from_slice(&datagram.payload()[..bytes]);
+        let bytes = copy(datagram.payload(), memory);
         let received = Received::new(bytes, datagram.name(), datagram.control());
         if take == Take::Away {
             self.waiting.pop_front();
@@ -148,7 +149,7 @@ impl Inbound {
     fn poll_direct(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<Received>> {
         let flags = if take == Take::Peek { libc::MSG_PEEK } else { 0 };
@@ -163,7 +164,7 @@ impl Inbound {
                 self.await_readable();
                 continue;
             }
-            match recv_message(self.fd.as_fd(), buffer, &mut name, &mut control, flags) {
+            match recv_message(self.fd.as_fd(), memory, &mut name, &mut control, flags) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     not_ready(&self.fd, Interest::Read)?;

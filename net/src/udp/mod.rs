@@ -5,6 +5,7 @@ mod name;
 mod offload;
 mod options;
 mod outbound;
+mod owned;
 mod socket;
 mod state;
 mod waiters;

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use annulus_runtime::io::{Homed, set_nonblocking};
 use socket2::SockAddr;
@@ -16,8 +18,9 @@ use super::offload::{Segments, check_segments};
 use super::options::UdpOptions;
 use super::outbound::Outgoing;
 use super::state::State;
-use super::waiters::Waiters;
+use super::waiters::{Place, Waiters};
 use crate::addr::{ToSocketAddrs, internet_address, resolve, resolve_first};
+use crate::memory::memory_of;
 
 /// A UDP socket.
 ///
@@ -242,7 +245,7 @@ impl UdpSocket {
         self.send_out(Outgoing { bytes, target: target.as_ref(), segment_bytes }).await
     }
 
-    async fn send_out(&self, outgoing: Outgoing<'_>) -> io::Result<usize> {
+    pub(super) async fn send_out(&self, outgoing: Outgoing<'_>) -> io::Result<usize> {
         let mut place = self.senders.place();
         poll_fn(|cx| place.poll(cx, |cx| self.state.get()?.poll_send(cx, outgoing))).await
     }
@@ -324,8 +327,23 @@ impl UdpSocket {
     }
 
     async fn receive(&self, buffer: &mut [u8], take: Take) -> io::Result<Received> {
-        let mut place = self.receivers.place();
-        poll_fn(|cx| place.poll(cx, |cx| self.state.get()?.poll_receive(cx, buffer, take))).await
+        let memory = memory_of(buffer);
+        let mut place = self.receiver();
+        poll_fn(|cx| self.poll_receive(cx, &mut place, memory, take)).await
+    }
+
+    pub(super) fn receiver(&self) -> Place<'_> {
+        self.receivers.place()
+    }
+
+    pub(super) fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        place: &mut Place<'_>,
+        memory: &mut [MaybeUninit<u8>],
+        take: Take,
+    ) -> Poll<io::Result<Received>> {
+        place.poll(cx, |cx| self.state.get()?.poll_receive(cx, memory, take))
     }
 
     /// The address that the socket is bound to: tells which port 0 has become.
@@ -370,7 +388,7 @@ impl fmt::Debug for UdpSocket {
     }
 }
 
-fn peer_of(received: &Received) -> io::Result<SocketAddr> {
+pub(super) fn peer_of(received: &Received) -> io::Result<SocketAddr> {
     received.peer.ok_or_else(|| io::Error::other("the datagram came without an internet address"))
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,12 +52,12 @@ impl State {
     pub(super) fn poll_receive(
         &self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<Received>> {
         ready!(poll_budget(cx));
         let mut cx = Context::from_waker(&self.receivers);
-        self.inbound.borrow_mut().poll_receive(&mut cx, buffer, take)
+        self.inbound.borrow_mut().poll_receive(&mut cx, memory, take)
     }
 
     pub(super) fn poll_send(

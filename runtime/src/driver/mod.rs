@@ -284,12 +284,12 @@ impl Driver {
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        let mut metrics = match self {
+        match self {
             Driver::Uring(driver) => driver.metrics(),
-            Driver::Epoll(_) => Metrics::default(),
-        };
-        metrics.pool_dry = self.pool().dry();
-        metrics
+            Driver::Epoll(driver) => {
+                Metrics { pool_dry: driver.pool().dry(), ..Metrics::default() }
+            }
+        }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {

@@ -40,6 +40,11 @@ impl Pools {
         }
     }
 
+    /// How often somebody found no buffer.
+    pub(super) fn dry(&self) -> u64 {
+        self.streams.dry() + self.datagrams.get().map_or(0, |datagrams| datagrams.dry())
+    }
+
     /// Keeps the memory for ever, because the kernel may still write there.
     pub(super) fn leak(&self) {
         std::mem::forget(Rc::clone(&self.streams));

@@ -79,7 +79,7 @@ impl Uring {
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        self.inner.borrow().metrics
+        Metrics { pool_dry: self.pools.dry(), ..self.inner.borrow().metrics }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
