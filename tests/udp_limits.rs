@@ -199,10 +199,10 @@ impl Network {
     fn watch(self, told: Receiver<u64>) -> Peer<Vec<u64>> {
         let Network(wire) = self;
         peer(move || {
-            let question = next_frame(&wire, |frame| is_question(frame));
+            let question = next_frame(&wire, is_question);
             let count = told.recv().expect("the test goes on");
             (&wire).write_all(&answer(&question)).expect("write to the wire");
-            let datagram = || next_frame(&wire, |frame| is_datagram(frame));
+            let datagram = || next_frame(&wire, is_datagram);
             // Behind the headers of Ethernet, IP and UDP.
             let number = |frame: Vec<u8>| frame[42..50].try_into().map(u64::from_le_bytes);
             (0..count).map(|_| number(datagram()).expect("eight bytes")).collect()
