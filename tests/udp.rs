@@ -1,5 +1,6 @@
 //! UDP sockets: datagrams whole and in order, none lost, and none kept from whoever waits.
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use annulus::Driver;
 use annulus::buf::IoBuf;
 use annulus::net::{UdpOptions, UdpSocket};
 use annulus::time::timeout;
@@ -469,6 +471,49 @@ each_driver! {
         }
         flood.over().await;
         drop(neighbours);
+    }
+
+    async fn large_datagrams_are_received_past_the_pool_and_small_ones_ahead() {
+        let (mut socket, _) = bind().await;
+        let is_ahead = annulus::driver_info().driver() == Driver::Uring;
+        let small = [&[100][..], &[20_000, 100], &[100, 20_000, 100]].map(|lens| (lens, is_ahead));
+        let large = [&[20_000][..], &[100, 20_000]].map(|lens| (lens, false));
+        for (lens, ahead) in small.into_iter().chain(large) {
+            let held;
+            (socket, held) = held_after(socket, lens).await;
+            assert_eq!(held > 0, ahead, "{held} datagrams were received ahead after {lens:?}");
+        }
+    }
+
+    #[deadline_s(60)]
+    async fn datagrams_of_changing_size_keep_their_order() {
+        let (socket, addr) = bind().await;
+        let peer = std_socket();
+        let mut numbers = Numbers(11);
+        let (mut sent, mut received) = (Keyed(11).cursor(), Keyed(11).cursor());
+        let mut lens = VecDeque::new();
+        let mut large = false;
+        let mut buf = vec![0; 70_000];
+        for _ in 0..3000 {
+            // Runs of one size, and now and then one of the other.
+            large ^= numbers.below(8) == 0;
+            while lens.len() < 4 {
+                let one_large = large ^ (numbers.below(10) == 0);
+                let len = if one_large { 16_384 + numbers.below(9000) } else { numbers.below(999) };
+                peer.send_to(&sent.next(len as usize), addr).unwrap();
+                lens.push_back(len as usize);
+            }
+            for _ in 0..numbers.below(6) {
+                let patience = Duration::from_micros(numbers.below(60));
+                let Ok(len) = timeout(patience, socket.recv(&mut buf)).await else { continue };
+                let len = len.unwrap();
+                assert_eq!(Some(len), lens.pop_front(), "lost or out of order");
+                received.check(&buf[..len]);
+                if lens.is_empty() {
+                    break;
+                }
+            }
+        }
     }
 
     async fn one_send_leaves_as_many_datagrams() {
@@ -968,6 +1013,41 @@ async fn dry_pool() -> Vec<UdpSocket> {
         sockets.push(socket);
     }
     sockets
+}
+
+/// Receives datagrams of these lengths, each until the socket is used to it; then tells how many
+/// more it has taken before anyone asked.
+async fn held_after(mut socket: UdpSocket, lens: &[usize]) -> (UdpSocket, usize) {
+    let addr = socket.local_addr().expect("address of the socket");
+    let peer = std_socket();
+    let mut buf = vec![0; 70_000];
+    let mut len = 0;
+    for &next in lens {
+        len = next;
+        for _ in 0..8 {
+            peer.send_to(&vec![7; len], addr).expect("a peer's send");
+            assert_eq!(socket.recv(&mut buf).await.expect("receive"), len);
+        }
+    }
+    arm(&socket).await;
+    for _ in 0..3 {
+        peer.send_to(&vec![7; len], addr).expect("a peer's send");
+    }
+    settle().await;
+    let mut held = 0;
+    let rest = loop {
+        match socket.into_std() {
+            Ok(rest) => break rest,
+            Err(error) => socket = error.into_socket().expect("the socket"),
+        }
+        assert_eq!(socket.recv(&mut buf).await.expect("receive what is held"), len);
+        held += 1;
+    };
+    socket = UdpSocket::from_std(rest).expect("take the socket back");
+    for _ in held..3 {
+        assert_eq!(socket.recv(&mut buf).await.expect("receive the rest"), len);
+    }
+    (socket, held)
 }
 
 async fn recv_number(socket: &UdpSocket) -> u64 {

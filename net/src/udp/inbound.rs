@@ -2,9 +2,10 @@
 //!
 //! On io_uring the kernel receives into the shard's pool of datagram buffers as long as one
 //! multishot is armed, and what it has received waits here, so that a receive that is dropped loses
-//! nothing. When the pool is dry, and on epoll always, a receive goes straight to the caller's
-//! memory instead, after waiting until there is something to receive. Only one of the two ways is
-//! open at a time, so that datagrams keep their order.
+//! nothing. When the pool is dry, while datagrams are so large that a second copy costs more than a
+//! second system call, and on epoll always, a receive goes straight to the caller's memory instead,
+//! after waiting until there is something to receive. Only one of the two ways is open at a time,
+//! so that datagrams keep their order.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,6 +16,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
     Datagram, Fd, Interest, Multishot, Op, Ready, ReceiveDatagrams, is_known_blocked, not_ready,
     recv_message,
@@ -33,6 +35,10 @@ pub(super) struct Inbound {
     way: Way,
     /// The pool had no buffer for this socket: the next receive goes to the caller's memory.
     dry: bool,
+    /// Large datagrams come: they go to the caller's memory.
+    large: bool,
+    /// How many in a row were of the other size.
+    against: u8,
     /// Waits until a direct receive can succeed.
     readable: Option<Op<Ready>>,
 }
@@ -45,6 +51,19 @@ enum Way {
     /// By system calls only: on epoll, without memory for a pool, on a kernel that refuses.
     Direct,
 }
+
+/// What is next for a receive.
+#[derive(PartialEq, Eq)]
+enum Step {
+    /// At what the kernel's receive has brought.
+    Look,
+    /// Past it: it is not armed, and all it has brought was taken.
+    Direct,
+}
+
+/// So many datagrams in a row of the other size change the way: ending the kernel's receive and
+/// arming it again costs about as much as one of them.
+const AGAINST_MAX: u8 = 4;
 
 /// What a receive does with the datagram it finds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,6 +95,8 @@ impl Inbound {
             error: None,
             way: Way::Undecided,
             dry: false,
+            large: false,
+            against: 0,
             readable: None,
         }
     }
@@ -94,17 +115,21 @@ impl Inbound {
             if let Some(error) = self.error.take() {
                 return Poll::Ready(Err(error));
             }
-            match self.way {
+            let step = match self.way {
                 Way::Undecided => self.decide(),
-                Way::Pooled(_) if !self.dry => ready!(self.poll_pooled(cx)),
-                Way::Pooled(_) | Way::Direct => return self.poll_direct(cx, memory, take),
+                Way::Pooled(_) => ready!(self.poll_pooled(cx)),
+                Way::Direct => Step::Direct,
+            };
+            if step == Step::Direct {
+                return self.poll_direct(cx, memory, take);
             }
         }
     }
 
-    fn decide(&mut self) {
+    fn decide(&mut self) -> Step {
         let pooled = ReceiveDatagrams::new(Rc::clone(&self.fd)).map(Multishot::new);
         self.way = pooled.map_or(Way::Direct, Way::Pooled);
+        Step::Look
     }
 
     fn copy_out(&mut self, memory: &mut [MaybeUninit<u8>], take: Take) -> Option<Received> {
@@ -113,23 +138,43 @@ impl Inbound {
         let received = Received::new(bytes, datagram.name(), datagram.control());
         if take == Take::Away {
             self.waiting.pop_front();
+            self.note_size(bytes);
         }
         Some(received)
     }
 
-    /// Takes the next answer of the kernel's receive, or notes that the pool is dry.
-    fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Way::Pooled(pooled) = &mut self.way else { return Poll::Ready(()) };
+    fn note_size(&mut self, bytes: usize) {
+        if self.large == (bytes >= LIMITS.direct_recv_bytes_min) {
+            self.against = 0;
+            return;
+        }
+        self.against += 1;
+        if self.against == AGAINST_MAX {
+            self.large = !self.large;
+            self.against = 0;
+        }
+    }
+
+    /// Takes the next answer of the kernel's receive, or finds that it is not the way now.
+    fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let Way::Pooled(pooled) = &mut self.way else { return Poll::Ready(Step::Look) };
+        if self.dry {
+            return Poll::Ready(Step::Direct);
+        }
+        if self.large {
+            pooled.stop();
+        }
         let item = match ready!(pooled.poll_armed(cx)) {
             Some(item) => item,
+            None if self.large => return Poll::Ready(Step::Direct),
             None if pooled.operation().has_buffers() => ready!(pooled.poll_next(cx)),
             None => {
                 self.dry = true;
-                return Poll::Ready(());
+                return Poll::Ready(Step::Direct);
             }
         };
         self.note(item);
-        Poll::Ready(())
+        Poll::Ready(Step::Look)
     }
 
     fn note(&mut self, item: io::Result<Datagram>) {
@@ -173,6 +218,9 @@ impl Inbound {
                 Ok(found) => {
                     // Back to the pool, if it has recovered; `poll_pooled` looks.
                     self.dry = false;
+                    if take == Take::Away {
+                        self.note_size(found.bytes);
+                    }
                     let (name, control) =
                         (&name[..found.name_bytes], &control[..found.control_bytes]);
                     return Poll::Ready(Ok(Received::new(found.bytes, name, control)));
