@@ -118,8 +118,7 @@ pub struct Limits {
     /// leave at once from the caller's memory. Copying 8 KiB costs less than the send it saves.
     pub small_write_bytes_max: usize,
     /// A read that must bring at least this much receives straight into the caller's memory, past
-    /// the pool; so do a stream that keeps bringing this much without a pause and a socket that
-    /// receives datagrams of this size. Below, a copy
+    /// the pool; so does a stream that keeps bringing this much without a pause. Below, a copy
     /// costs less than the second system call.
     pub direct_recv_bytes_min: usize,
     /// Buffers that are handed over to be sent are copied up to this size, to leave with the

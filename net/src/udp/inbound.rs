@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
     Datagram, Fd, Interest, Multishot, Op, Ready, ReceiveDatagrams, is_known_blocked, not_ready,
     recv_message,
@@ -60,6 +59,10 @@ enum Step {
     /// Past it: it is not armed, and all it has brought was taken.
     Direct,
 }
+
+/// From here on a second copy costs more than a second system call: where streams draw the line,
+/// too. What one packet carries is far below, what the kernel joins is above.
+const LARGE_BYTES_MIN: usize = 8 * 1024;
 
 /// So many datagrams in a row of the other size change the way: ending the kernel's receive and
 /// arming it again costs about as much as one of them.
@@ -144,7 +147,7 @@ impl Inbound {
     }
 
     fn note_size(&mut self, bytes: usize) {
-        if self.large == (bytes >= LIMITS.direct_recv_bytes_min) {
+        if self.large == (bytes >= LARGE_BYTES_MIN) {
             self.against = 0;
             return;
         }
