@@ -14,7 +14,7 @@ use annulus::net::{UdpOptions, UdpSocket};
 use io_uring::IoUring;
 
 use common::peer::{Peer, peer};
-use common::process::{self, Running, Scratch, is_root, moved, unprivileged};
+use common::process::{self, Running, is_root};
 use common::steps::{poll_once, settle};
 use common::{Test, each_driver, say};
 
@@ -77,23 +77,20 @@ async fn fill_and_drain(network: Network) {
 #[test]
 fn without_memory_for_a_pool_datagrams_are_received_all_the_same() {
     Test::named("without_memory_for_a_pool").with_uring(|| {
-        let scratch = Scratch::new();
         let command = process::role("role_receives_without_memory_for_a_pool");
-        let program = scratch.program(command.get_program().as_ref());
-        let mut command = moved(&command, &program);
-        unprivileged(&mut command, 512 << 10);
         let (status, output, errors) = Running::start(command).finish();
         println!("{output}\n{errors}");
         assert!(status.success(), "the role has failed");
     });
 }
 
-// Started with little lockable memory by the test above.
+// Started by the test above: what is locked counts for all processes of a user.
 #[test]
 fn role_receives_without_memory_for_a_pool() {
     if !process::in_role() {
         return;
     }
+    become_a_user_with_little_memory().expect("give up rights");
     common::runtime(annulus::Driver::Uring).block_on(async {
         let hoard = Hoard::take_all();
         for _ in 0..3 {
@@ -111,6 +108,21 @@ fn role_receives_without_memory_for_a_pool() {
         }
         drop(early);
     });
+}
+
+/// One of whom no other test has processes.
+fn become_a_user_with_little_memory() -> io::Result<()> {
+    const USER: u32 = 65_533;
+    let limit = libc::rlimit { rlim_cur: 512 << 10, rlim_max: 512 << 10 };
+    // SAFETY: the pointer is to a whole rlimit, which the call reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })?;
+    if is_root() {
+        // SAFETY: no pointers; the group goes first, while we still may.
+        check(unsafe { libc::setgid(USER) })?;
+        // SAFETY: no pointers.
+        check(unsafe { libc::setuid(USER) })?;
+    }
+    Ok(())
 }
 
 /// A socket that has received all that was sent to it, and how much of that was received ahead.
