@@ -26,7 +26,9 @@ use crate::memory::memory_of;
 ///
 /// Every send is one system call, made at once; it waits only while the socket's send buffer is
 /// full. On io_uring the kernel receives ahead, into buffers of the shard, once something has been
-/// asked for: 16 datagrams of a socket may wait there, the rest in the socket's own buffer.
+/// asked for: some 16 datagrams of a socket wait there, the rest in the socket's own buffer
+/// (`SO_RCVBUF`, socket(7)). While those that come are 8 KiB or larger, they are received straight
+/// into the caller's memory.
 ///
 /// Methods take `&self`: several tasks of the shard may send and receive at once, and each datagram
 /// goes to one of them. The socket works on the shard where it was made; elsewhere its methods give
