@@ -29,7 +29,7 @@
 //!
 //! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
 //!   that blocks.
-//! - [`net`] has TCP.
+//! - [`net`] has TCP, Unix sockets and UDP.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
 //! - [`driver_info`]: which driver runs, and why.
