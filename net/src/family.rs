@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
 
 use socket2::{SockAddr, SockRef};
@@ -22,6 +23,14 @@ pub trait Family: Sealed + fmt::Debug + 'static {
 
 /// What only this crate implements.
 pub trait Sealed {
+    /// Whether `SO_LINGER` means something: only then may a close drop what is unsent, or block.
+    #[doc(hidden)]
+    const LINGERS: bool;
+
+    /// Whether a read that took less than it could have has emptied the socket.
+    #[doc(hidden)]
+    const SHORT_READ_EMPTIES: bool;
+
     /// An address of this family; an error if it is of another.
     #[doc(hidden)]
     fn address(address: SockAddr) -> io::Result<<Self as Family>::Address>
@@ -50,6 +59,9 @@ impl Family for Tcp {
 }
 
 impl Sealed for Tcp {
+    const LINGERS: bool = true;
+    const SHORT_READ_EMPTIES: bool = true;
+
     fn address(address: SockAddr) -> io::Result<SocketAddr> {
         internet_address(address)
     }
@@ -66,7 +78,21 @@ impl Family for Unix {
 }
 
 impl Sealed for Unix {
+    /// The kernel stores the option and never looks at it.
+    const LINGERS: bool = false;
+    /// A read ends behind a message that carries descriptors, whatever lies behind it (unix(7)).
+    const SHORT_READ_EMPTIES: bool = false;
+
     fn address(address: SockAddr) -> io::Result<net::SocketAddr> {
-        address.as_unix().ok_or_else(|| io::Error::other("the socket is not a Unix socket"))
+        if !address.is_unix() {
+            return Err(io::Error::other("the socket is not a Unix socket"));
+        }
+        if let Some(name) = address.as_abstract_namespace() {
+            return net::SocketAddr::from_abstract_name(name);
+        }
+        // Other languages can bind 108 bytes without a NUL, which this type cannot be made from.
+        // A peer that does so must not make an accept fail.
+        let path = address.as_pathname().and_then(|path| net::SocketAddr::from_pathname(path).ok());
+        path.map_or_else(|| net::SocketAddr::from_pathname(""), Ok)
     }
 }

@@ -26,6 +26,7 @@ mod operations;
 pub mod stream;
 pub mod tcp;
 pub mod udp;
+pub mod unix;
 
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
@@ -33,3 +34,4 @@ pub use listener::{Accepting, Incoming, Listener};
 pub use stream::Stream;
 pub use tcp::{ListenOptions, TcpListener, TcpStream};
 pub use udp::{UdpOptions, UdpSocket};
+pub use unix::{Credentials, UnixListenOptions, UnixListener, UnixStream};

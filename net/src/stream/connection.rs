@@ -43,10 +43,10 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Connection {
     /// Takes a connected socket to the current shard.
-    pub(crate) fn settle_in(fd: Rc<Fd>) -> io::Result<Homed<Connection>> {
+    pub(crate) fn settle_in(fd: Rc<Fd>, short_read_empties: bool) -> io::Result<Homed<Connection>> {
         Homed::new(|key| Connection {
             key,
-            inbound: RefCell::new(Inbound::new(Rc::clone(&fd))),
+            inbound: RefCell::new(Inbound::new(Rc::clone(&fd), short_read_empties)),
             outbound: RefCell::new(Outbound::new(Rc::clone(&fd), key)),
             fd,
             fallen_short: Cell::new(None),
@@ -69,12 +69,6 @@ impl Connection {
 
     pub(crate) fn fd(&self) -> &Rc<Fd> {
         &self.fd
-    }
-
-    pub(crate) fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
-        self.socket().set_linger(linger)?;
-        self.note_linger(linger);
-        Ok(())
     }
 
     /// Prepares for what the close of a socket that lingers does.

@@ -46,6 +46,8 @@ pub(crate) struct Inbound {
     bulk: bool,
     /// A direct receive has emptied the socket: wait before the next one.
     drained: bool,
+    /// A direct receive that took less than it could have says so.
+    short_read_empties: bool,
     /// Waits until a direct receive can succeed.
     readable: Option<Op<Ready>>,
     /// What the kernel's receive has failed with, behind the bytes that came before.
@@ -65,7 +67,7 @@ pub(crate) enum Take {
 }
 
 impl Inbound {
-    pub(super) fn new(fd: Rc<Fd>) -> Inbound {
+    pub(super) fn new(fd: Rc<Fd>, short_read_empties: bool) -> Inbound {
         let pooled = receives_ahead().then(|| Multishot::new(ReceivePooled::new(Rc::clone(&fd))));
         Inbound {
             fd,
@@ -76,6 +78,7 @@ impl Inbound {
             run: 0,
             bulk: false,
             drained: false,
+            short_read_empties,
             readable: None,
             failed: None,
             ended: false,
@@ -331,7 +334,7 @@ impl Inbound {
     fn received_directly(&mut self, count: usize, filled: bool) {
         // Back to the pool, if it has recovered; `poll_pooled` looks.
         self.dry = false;
-        if count > 0 && !filled {
+        if count > 0 && !filled && self.short_read_empties {
             short_read(&self.fd);
             self.drained = self.pooled.is_some();
         }

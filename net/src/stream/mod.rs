@@ -229,13 +229,18 @@ impl<F: Family> Stream<F> {
 
     /// Sets `SO_LINGER`. With a time of zero, dropping the stream drops what is unsent and resets
     /// the connection. With more, the close that follows the drop happens on a thread of its own,
-    /// because it blocks.
+    /// because it blocks. On Unix sockets the option changes nothing.
     ///
     /// # Errors
     ///
     /// On another shard than the stream's.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
-        self.state.get()?.set_linger(linger)
+        let connection = self.state.get()?;
+        connection.socket().set_linger(linger)?;
+        if F::LINGERS {
+            connection.note_linger(linger);
+        }
+        Ok(())
     }
 
     /// Takes the error that the socket has pending (`SO_ERROR`, socket(7)).
@@ -253,14 +258,17 @@ impl<F: Family> Stream<F> {
 
     pub(crate) fn from_socket(socket: OwnedFd, linger: Option<Duration>) -> io::Result<Stream<F>> {
         let stream = Stream::settle_in(Fd::new(socket))?;
-        if linger.is_some() {
+        if F::LINGERS && linger.is_some() {
             stream.connection()?.note_linger(linger);
         }
         Ok(stream)
     }
 
     pub(crate) fn settle_in(socket: Rc<Fd>) -> io::Result<Stream<F>> {
-        Ok(Stream { state: Connection::settle_in(socket)?, _family: PhantomData })
+        Ok(Stream {
+            state: Connection::settle_in(socket, F::SHORT_READ_EMPTIES)?,
+            _family: PhantomData,
+        })
     }
 
     pub(crate) fn connection(&self) -> io::Result<Rc<Connection>> {
