@@ -67,8 +67,10 @@ each_driver! {
     }
 
     async fn the_peers_credentials_are_those_of_this_process() {
-        // SAFETY: neither call takes anything or fails.
-        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        // SAFETY: the call takes nothing and cannot fail.
+        let uid = unsafe { libc::geteuid() };
+        // SAFETY: as above.
+        let gid = unsafe { libc::getegid() };
         let ours = Credentials { pid: Some(std::process::id() as i32), uid, gid };
         let (one, other) = UnixStream::pair().unwrap();
         assert_eq!(one.peer_cred().unwrap(), ours);
