@@ -149,8 +149,8 @@ impl Stream<Unix> {
         let address = to_kernel(address)?;
         let socket = new_socket()?;
         let mut pause = CONNECT_PAUSE_MIN;
-        // No operation of the ring: it answers EAGAIN as well where the socket does not block, after
-        // a detour by one of its worker threads (measured, Linux 6.18). The call never blocks.
+        // No operation of the ring: on a socket that does not block it answers EAGAIN as well, by a
+        // detour over a worker thread (measured, Linux 6.18). The call never blocks.
         loop {
             match socket.connect(&address) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
