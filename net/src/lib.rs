@@ -31,7 +31,7 @@ pub mod unix;
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
 pub use listener::{Accepting, Incoming, Listener};
-pub use stream::Stream;
+pub use stream::{Stream, ZeroCopy};
 pub use tcp::{ListenOptions, TcpListener, TcpStream};
 pub use udp::{UdpOptions, UdpSocket};
 pub use unix::{Credentials, UnixListenOptions, UnixListener, UnixStream};

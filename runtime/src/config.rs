@@ -124,6 +124,8 @@ pub struct Limits {
     /// Buffers that are handed over to be sent are copied up to this size, to leave with the
     /// stream's other small writes; larger ones are sent from where they lie.
     pub copied_send_bytes_max: usize,
+    /// A zero-copy send of less is an ordinary one: the kernel's notice costs more than the copy.
+    pub zero_copy_bytes_min: usize,
     /// Accepted connections that a listener holds before anyone takes them; then the kernel's
     /// backlog holds the rest. Each is a descriptor, and 1024 is the usual limit of a process.
     pub accept_queue_max: usize,
@@ -150,6 +152,7 @@ pub const LIMITS: Limits = Limits {
     small_write_bytes_max: 8 * 1024,
     direct_recv_bytes_min: 16 * 1024,
     copied_send_bytes_max: 1024,
+    zero_copy_bytes_min: 16 * 1024,
     accept_queue_max: 1024,
     datagram_queue_max: 16,
     accept_error_interval: Duration::from_millis(100),

@@ -47,6 +47,17 @@ pub fn receives_ahead() -> bool {
     shard::with(|shard| shard.driver.receives_ahead())
 }
 
+/// True if the driver has sends that do not copy: on io_uring, where the kernel has `SEND_ZC`.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn sends_zero_copy() -> bool {
+    shard::with(|shard| shard.driver.sends_zero_copy())
+}
+
 /// Turns the driver, within the current poll, until something under way there has ended: for the
 /// few calls that must not return before. Gives up after a tenth of a second.
 ///

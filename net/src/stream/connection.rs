@@ -19,8 +19,9 @@ use annulus_runtime::time::sleep;
 use socket2::SockRef;
 
 use super::inbound::{Inbound, Take, Unread};
-use super::outbound::{Attempt, Outbound, Unsent};
+use super::outbound::{Attempt, By, Outbound, Unsent};
 use super::send::Held;
+use super::zero_copy::ZeroCopy;
 
 pub(crate) struct Connection {
     key: ResidentKey,
@@ -120,14 +121,27 @@ impl Connection {
         self.outbound().poll_attempt(cx, bytes)
     }
 
-    pub(super) fn hand_over(&self, buffer: Box<dyn Held>, start: usize) {
-        self.outbound().hand_over(buffer, start);
+    pub(super) fn poll_zero_copy(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+    ) -> Poll<io::Result<By>> {
+        ready!(poll_budget(cx));
+        self.outbound().poll_zero_copy(cx, bytes)
+    }
+
+    pub(super) fn zero_copy(&self) -> ZeroCopy {
+        self.outbound().zero_copy()
+    }
+
+    pub(super) fn hand_over(&self, buffer: Rc<dyn Held>, start: usize, by: By) {
+        self.outbound().hand_over(buffer, start, by);
     }
 
     pub(super) fn poll_handed(
         &self,
         cx: &mut Context<'_>,
-    ) -> Poll<(Box<dyn Held>, io::Result<usize>)> {
+    ) -> Poll<(Rc<dyn Held>, io::Result<usize>)> {
         self.outbound().poll_handed(cx)
     }
 

@@ -9,6 +9,7 @@
 //! | `stream/connection` | its state, which stays on its shard |
 //! | `stream/inbound`, `stream/outbound` | the two directions |
 //! | `stream/send` | the send that waits in the kernel |
+//! | `stream/zero_copy` | the send that reads the caller's memory |
 
 mod connection;
 mod detach;
@@ -17,6 +18,7 @@ mod outbound;
 mod owned;
 mod send;
 mod split;
+mod zero_copy;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -38,6 +40,7 @@ pub use self::detach::{AttachError, DetachError, Detached};
 pub(crate) use self::inbound::Take;
 use self::owned::fill;
 pub use self::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
+pub use self::zero_copy::ZeroCopy;
 use crate::family::Family;
 use crate::memory::memory_of;
 

@@ -27,6 +27,7 @@ use annulus_runtime::io::{
 use socket2::SockRef;
 
 use super::send::{Held, Send, Sent};
+use super::zero_copy::{Lent, Part, Waiting, ZeroCopy};
 use crate::notice::Notice;
 
 /// The most slices of one system call (`IOV_MAX`).
@@ -40,10 +41,11 @@ pub(super) struct Outbound {
     /// A send that is over when its turn is.
     quiet: Option<Batch>,
     /// A send that waits in the kernel for room, and how much of our own it has to send.
-    waiting: Option<Op<Send>>,
+    waiting: Option<Waiting>,
     waiting_bytes: usize,
     /// What has become of a buffer that a caller has handed over.
     handed: Handed,
+    zero_copy: ZeroCopy,
     /// The connection moves: what the kernel has not sent stays here.
     moving: bool,
     /// What a send that nobody waited for has failed with.
@@ -74,11 +76,19 @@ enum Until {
 /// A buffer that a caller has handed over to be sent.
 enum Handed {
     Nothing,
-    UnderWay,
+    /// And parts of it that are sent, which the kernel may still read.
+    UnderWay(Lent),
     /// Its owner has gone: what is not sent yet is not wanted.
     Abandoned,
-    /// To be fetched, with how much of it was sent.
-    Back(Box<dyn Held>, io::Result<usize>),
+    /// To be fetched, with how much of it was sent, when nothing of it is lent any more.
+    Sent(Rc<dyn Held>, io::Result<usize>, Lent),
+}
+
+/// How a buffer is sent that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Copy,
+    ZeroCopy,
 }
 
 /// How far the write side has been closed.
@@ -108,6 +118,7 @@ impl Outbound {
             waiting: None,
             waiting_bytes: 0,
             handed: Handed::Nothing,
+            zero_copy: ZeroCopy::at_first(),
             moving: false,
             error: None,
             waiter: None,
@@ -174,12 +185,51 @@ impl Outbound {
         }
     }
 
-    /// Takes a buffer over, to send it from `start` on: after [`Attempt::Full`].
-    pub(super) fn hand_over(&mut self, buffer: Box<dyn Held>, start: usize) {
+    /// Waits until a buffer of so many bytes can be handed over to be sent without a copy. Answers
+    /// how it is to be sent instead, if that makes no sense.
+    pub(super) fn poll_zero_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+    ) -> Poll<io::Result<By>> {
+        self.check()?;
+        if !self.zero_copy.suits(bytes) {
+            return Poll::Ready(Ok(By::Copy));
+        }
+        self.check_open()?;
+        self.send_unsent_now();
+        self.check()?;
+        if self.is_idle() {
+            return Poll::Ready(Ok(By::ZeroCopy));
+        }
+        self.wait(cx, Until::Sent);
+        Poll::Pending
+    }
+
+    pub(super) fn zero_copy(&mut self) -> ZeroCopy {
+        self.collect();
+        self.zero_copy
+    }
+
+    /// Takes a buffer over, to send it from `start` on: after [`Attempt::Full`], or
+    /// [`By::ZeroCopy`].
+    pub(super) fn hand_over(&mut self, buffer: Rc<dyn Held>, start: usize, by: By) {
         debug_assert!(self.is_idle(), "one send is under way at a time");
         // One that nobody fetched: its future was forgotten.
-        self.handed = Handed::UnderWay;
-        self.waiting = Some(Op::new(Send::of_caller(Rc::clone(&self.fd), buffer, start)));
+        self.handed = Handed::UnderWay(Lent::default());
+        self.send_handed(buffer, start, by);
+    }
+
+    fn send_handed(&mut self, buffer: Rc<dyn Held>, start: usize, by: By) {
+        let fd = Rc::clone(&self.fd);
+        self.waiting = Some(match by {
+            By::Copy => Waiting::Plain(Op::new(Send::of_caller(fd, buffer, start))),
+            By::ZeroCopy => {
+                let notice = Waker::from(Arc::new(Notice(self.key)));
+                let cx = &mut Context::from_waker(&notice);
+                Waiting::ZeroCopy(Part::start(cx, fd, buffer, start))
+            }
+        });
         self.collect();
     }
 
@@ -187,10 +237,10 @@ impl Outbound {
     pub(super) fn poll_handed(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<(Box<dyn Held>, io::Result<usize>)> {
+    ) -> Poll<(Rc<dyn Held>, io::Result<usize>)> {
         self.collect();
         match std::mem::replace(&mut self.handed, Handed::Nothing) {
-            Handed::Back(buffer, result) => Poll::Ready((buffer, result)),
+            Handed::Sent(buffer, result, lent) if lent.is_empty() => Poll::Ready((buffer, result)),
             other => {
                 self.handed = other;
                 self.wait(cx, Until::Back);
@@ -202,16 +252,16 @@ impl Outbound {
     /// Whoever handed a buffer over has gone. What the kernel has not yet sent of it is not sent.
     pub(super) fn abandon(&mut self) {
         match self.handed {
-            Handed::UnderWay => {
+            Handed::UnderWay(_) => {
                 self.handed = Handed::Abandoned;
-                let with_the_kernel = self.waiting.as_mut().is_some_and(Op::cancel);
+                let with_the_kernel = self.waiting.as_mut().is_some_and(Waiting::cancel);
                 if !with_the_kernel {
                     self.waiting = None;
                     self.handed = Handed::Nothing;
                 }
                 mark_dirty(self.key);
             }
-            Handed::Back(..) => self.handed = Handed::Nothing,
+            Handed::Sent(..) => self.handed = Handed::Nothing,
             Handed::Nothing | Handed::Abandoned => {}
         }
     }
@@ -270,9 +320,9 @@ impl Outbound {
         if let Some(waiting) = &mut self.waiting {
             if !waiting.cancel() {
                 // On epoll nothing is with the kernel: the bytes are still here.
-                let send = self.waiting.take().and_then(Op::into_operation);
+                let rest = self.waiting.take().map(Waiting::into_rest);
                 self.waiting_bytes = 0;
-                self.unsent.splice(..0, send.into_iter().flat_map(Send::into_rest));
+                self.unsent.splice(..0, rest.into_iter().flatten());
             }
         }
     }
@@ -362,7 +412,7 @@ impl Outbound {
             || match until {
                 Until::Room => self.unsent_bytes() < LIMITS.unsent_bytes_max,
                 Until::Sent => self.is_idle(),
-                Until::Back => matches!(self.handed, Handed::Back(..)),
+                Until::Back => matches!(&self.handed, Handed::Sent(.., lent) if lent.is_empty()),
             }
     }
 
@@ -393,18 +443,42 @@ impl Outbound {
         self.weigh_own(buffer, 0, result);
     }
 
-    /// Takes the result of the send that waits in the kernel, if there is one and it has come.
+    /// Takes what the kernel has answered since.
     fn collect(&mut self) {
-        let Some(waiting) = &mut self.waiting else { return };
-        let notice = Waker::from(Arc::new(Notice(self.key)));
-        let Poll::Ready(sent) = Pin::new(waiting).poll(&mut Context::from_waker(&notice)) else {
-            return;
+        let lent = match &mut self.handed {
+            Handed::UnderWay(lent) | Handed::Sent(_, _, lent) => Some(lent),
+            Handed::Nothing | Handed::Abandoned => None,
         };
-        self.waiting = None;
-        self.waiting_bytes = 0;
-        match sent {
-            Sent::Own { buffer, start, result } => self.weigh_own(buffer, start, result),
-            Sent::OfCaller { buffer, start, result } => self.weigh_handed(buffer, start, result),
+        let lent = lent.filter(|lent| !lent.is_empty());
+        if self.waiting.is_none() && lent.is_none() {
+            return;
+        }
+        let notice = Waker::from(Arc::new(Notice(self.key)));
+        let cx = &mut Context::from_waker(&notice);
+        if let Some(lent) = lent {
+            lent.collect(cx, &mut self.zero_copy);
+        }
+        self.collect_sent(cx);
+    }
+
+    /// Takes the result of the send that waits in the kernel, if there is one and it has come.
+    fn collect_sent(&mut self, cx: &mut Context<'_>) {
+        match self.waiting.take() {
+            Some(Waiting::Plain(mut op)) => match Pin::new(&mut op).poll(cx) {
+                Poll::Ready(Sent::Own { buffer, start, result }) => {
+                    self.waiting_bytes = 0;
+                    self.weigh_own(buffer, start, result);
+                }
+                Poll::Ready(Sent::OfCaller { buffer, start, result }) => {
+                    self.weigh_handed(buffer, start, result, By::Copy);
+                }
+                Poll::Pending => self.waiting = Some(Waiting::Plain(op)),
+            },
+            Some(Waiting::ZeroCopy(mut part)) => match part.poll_sent(cx) {
+                Poll::Ready(result) => self.weigh_part(part, result),
+                Poll::Pending => self.waiting = Some(Waiting::ZeroCopy(part)),
+            },
+            None => {}
         }
     }
 
@@ -429,26 +503,55 @@ impl Outbound {
             self.unsent = buffer;
         } else {
             self.waiting_bytes = buffer.len() - start;
-            self.waiting = Some(Op::new(Send::own(Rc::clone(&self.fd), buffer, start)));
+            let send = Send::own(Rc::clone(&self.fd), buffer, start);
+            self.waiting = Some(Waiting::Plain(Op::new(send)));
             self.collect();
         }
     }
 
+    /// The first answer to a send without a copy. The notice is still to come, as a rule.
+    fn weigh_part(&mut self, part: Part, result: io::Result<usize>) {
+        let (buffer, start) = part.buffer();
+        if let Handed::UnderWay(lent) = &mut self.handed {
+            lent.push(part);
+        }
+        match result {
+            Err(e) if self.zero_copy.refused_by(&e) => {
+                self.weigh_handed(buffer, start, Ok(0), By::Copy);
+            }
+            result => self.weigh_handed(buffer, start, result, By::ZeroCopy),
+        }
+        self.collect();
+    }
+
     /// A part of a buffer that was handed over was sent: what about the rest?
-    fn weigh_handed(&mut self, buffer: Box<dyn Held>, start: usize, result: io::Result<usize>) {
+    fn weigh_handed(
+        &mut self,
+        buffer: Rc<dyn Held>,
+        start: usize,
+        result: io::Result<usize>,
+        by: By,
+    ) {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         let abandoned = matches!(self.handed, Handed::Abandoned);
+        let length = buffer.bytes().len();
         let total = match result {
             Ok(count) => Ok(start + count),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(start),
+            Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => Ok(start),
             Err(e) => Err(e),
         };
         match total {
-            Ok(total) if total < buffer.bytes().len() && !abandoned => {
-                let rest = Send::of_caller(Rc::clone(&self.fd), buffer, total);
-                self.waiting = Some(Op::new(rest));
-                self.collect();
+            Ok(total) if total < length && !abandoned => {
+                let by = if self.zero_copy.suits(length - total) { by } else { By::Copy };
+                self.send_handed(buffer, total, by);
             }
-            _ if !abandoned => self.handed = Handed::Back(buffer, total),
+            _ if !abandoned => {
+                let lent = match std::mem::replace(&mut self.handed, Handed::Nothing) {
+                    Handed::UnderWay(lent) => lent,
+                    _ => Lent::default(),
+                };
+                self.handed = Handed::Sent(buffer, total, lent);
+            }
             Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
                 self.handed = Handed::Nothing;
                 self.error = Some(e);

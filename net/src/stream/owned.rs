@@ -5,12 +5,13 @@ use std::io;
 use std::io::IoSlice;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 
 use annulus_runtime::buf::{BufError, BufResult, IoBuf, IoBufMut, Lease};
 
 use super::inbound::Take;
-use super::outbound::Attempt;
-use super::{Connection, Stream};
+use super::outbound::{Attempt, By};
+use super::{Connection, Stream, ZeroCopy};
 use crate::family::Family;
 use crate::memory::memory_of;
 
@@ -117,6 +118,70 @@ impl<F: Family> Stream<F> {
         self.transmit_all(buffer).await
     }
 
+    /// Sends the whole buffer without a copy: the network reads it where it lies (`SEND_ZC`). Gives
+    /// it back when the kernel reads it no more, which over TCP is when the peer's kernel has
+    /// acknowledged all of it: after a round trip at the earliest, and for as long as a peer does
+    /// not read and its window is full, not at all. What is written next does not wait for that.
+    ///
+    /// It pays for large buffers on a link whose device can gather them: there the copy is most of
+    /// what a send costs. The notice has a price of its own, so that below 16 KiB
+    /// ([`LIMITS`](annulus_runtime::LIMITS)) this is [`send_all`](Stream::send_all). So it is where
+    /// there are no such sends: on epoll, over Unix sockets; and on a stream over which the kernel
+    /// has reported that it copied all the same, as it does on loopback.
+    /// [`zero_copy`](Stream::zero_copy) says how it stands. When the memory that the process may
+    /// lock is in use (`RLIMIT_MEMLOCK`, `net.core.optmem_max`), what is left is copied.
+    ///
+    /// To keep a link busy, send several streams' buffers at a time, or one of some MiB: a stream
+    /// that waits for each small buffer to come back waits a round trip for each.
+    ///
+    /// ```
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # fn main() -> std::io::Result<()> {
+    /// # annulus_runtime::Runtime::new()?.block_on(async {
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut stream, _peer) = listener.accept().await?;
+    /// # let reading = annulus_runtime::spawn(async move {
+    /// #     client.recv_exact(Vec::with_capacity(1 << 20)).await.map(|(count, _)| count)
+    /// # });
+    /// let file = vec![7; 1 << 20];
+    /// let (sent, file) = stream.send_zc(file).await?;
+    /// assert_eq!(sent, file.len());
+    /// println!("zero-copy sends here: {:?}", stream.zero_copy()?);
+    /// # assert_eq!(reading.await.unwrap().unwrap(), sent);
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Stream::write). The error has the buffer; some first part of it may be sent.
+    ///
+    /// # Panics
+    ///
+    /// If it is polled within another runtime while the kernel has the buffer.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped `send_zc` has sent some first part of the buffer; nobody can tell how much. The
+    /// kernel is asked to stop, and the buffer is dropped when the kernel reads it no more; what is
+    /// written next comes behind that first part. A runtime that ends before that waits for
+    /// [`drain_timeout`](annulus_runtime::Builder::drain_timeout), then leaks the buffer.
+    pub async fn send_zc<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
+        self.transmit_zero_copy(buffer).await
+    }
+
+    /// What this stream knows of [zero-copy sends](Stream::send_zc) over its connection. A stream
+    /// that was moved to another shard knows nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// On another shard than the stream's.
+    pub fn zero_copy(&self) -> io::Result<ZeroCopy> {
+        Ok(self.connection()?.zero_copy())
+    }
+
     /// Sends bytes of the buffers, in order, and gives them back with the number of those that
     /// were accepted. One call takes 1024 buffers at most.
     ///
@@ -187,7 +252,7 @@ impl<F: Family> Stream<F> {
             let attempt = poll_fn(|cx| self.connection()?.poll_attempt(cx, rest)).await;
             match attempt {
                 Ok(Attempt::Accepted(count)) => sent += count,
-                Ok(Attempt::Full) => return self.transmit_rest(buffer, sent).await,
+                Ok(Attempt::Full) => return self.transmit_rest(buffer, sent, By::Copy).await,
                 Err(error) => return Err(BufError { error, buffer }),
             }
             if sent == length {
@@ -196,19 +261,29 @@ impl<F: Family> Stream<F> {
         }
     }
 
-    /// Leaves the buffer with the kernel until all of it is sent.
-    async fn transmit_rest<B: IoBuf>(&self, buffer: B, sent: usize) -> BufResult<usize, B> {
+    pub(super) async fn transmit_zero_copy<B: IoBuf>(&self, buffer: B) -> BufResult<usize, B> {
+        let length = buffer.as_slice().len();
+        match poll_fn(|cx| self.connection()?.poll_zero_copy(cx, length)).await {
+            Ok(By::ZeroCopy) => self.transmit_rest(buffer, 0, By::ZeroCopy).await,
+            Ok(By::Copy) => self.transmit_all(buffer).await,
+            Err(error) => Err(BufError { error, buffer }),
+        }
+    }
+
+    /// Leaves the buffer with the kernel until all of it is sent and nothing of it is in use.
+    async fn transmit_rest<B: IoBuf>(&self, buffer: B, sent: usize, by: By) -> BufResult<usize, B> {
         match self.connection() {
-            Ok(connection) => connection.hand_over(Box::new(buffer), sent),
+            Ok(connection) => connection.hand_over(Rc::new(buffer), sent, by),
             Err(error) => return Err(BufError { error, buffer }),
         }
         let mut handed = HandedOver { stream: self, back: false, _stays: PhantomData };
         let (held, result) = poll_fn(|cx| handed.connection().poll_handed(cx)).await;
         handed.back = true;
         let buffer = held.into_any().downcast().expect("the buffer that was handed over");
+        let buffer = Rc::into_inner(buffer).expect("nobody sends from a buffer that is back");
         match result {
-            Ok(sent) => Ok((sent, *buffer)),
-            Err(error) => Err(BufError { error, buffer: *buffer }),
+            Ok(sent) => Ok((sent, buffer)),
+            Err(error) => Err(BufError { error, buffer }),
         }
     }
 }
@@ -221,7 +296,7 @@ struct HandedOver<'a, F: Family> {
 }
 
 impl<F: Family> HandedOver<'_, F> {
-    fn connection(&self) -> std::rc::Rc<Connection> {
+    fn connection(&self) -> Rc<Connection> {
         self.stream.connection().expect(
             "a send that the kernel works on was polled within another runtime than where it began",
         )

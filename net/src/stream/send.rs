@@ -14,7 +14,7 @@ pub(super) trait Held: Any {
     fn bytes(&self) -> &[u8];
 
     /// To be given back as what it was.
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
 }
 
 impl<B: IoBuf> Held for B {
@@ -22,7 +22,7 @@ impl<B: IoBuf> Held for B {
         self.as_slice()
     }
 
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+    fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
         self
     }
 }
@@ -36,13 +36,13 @@ pub(super) struct Send {
 
 enum Buffer {
     Own(Vec<u8>),
-    OfCaller(Box<dyn Held>),
+    OfCaller(Rc<dyn Held>),
 }
 
 /// What a [`Send`] leaves.
 pub(super) enum Sent {
     Own { buffer: Vec<u8>, start: usize, result: io::Result<usize> },
-    OfCaller { buffer: Box<dyn Held>, start: usize, result: io::Result<usize> },
+    OfCaller { buffer: Rc<dyn Held>, start: usize, result: io::Result<usize> },
 }
 
 impl Send {
@@ -50,7 +50,7 @@ impl Send {
         Send { fd, buffer: Buffer::Own(buffer), start }
     }
 
-    pub(super) fn of_caller(fd: Rc<Fd>, buffer: Box<dyn Held>, start: usize) -> Send {
+    pub(super) fn of_caller(fd: Rc<Fd>, buffer: Rc<dyn Held>, start: usize) -> Send {
         Send { fd, buffer: Buffer::OfCaller(buffer), start }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use annulus_runtime::buf::{BufResult, IoBuf, IoBufMut, Lease};
 
-use super::{Stream, Take};
+use super::{Stream, Take, ZeroCopy};
 use crate::family::Family;
 
 /// The reading half of a borrowed stream: [`Stream::split`].
@@ -178,6 +178,24 @@ macro_rules! writes {
             /// As there.
             pub async fn send_all<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
                 self.0.transmit_all(buffer).await
+            }
+
+            /// As [`Stream::send_zc`].
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub async fn send_zc<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
+                self.0.transmit_zero_copy(buffer).await
+            }
+
+            /// As [`Stream::zero_copy`].
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn zero_copy(&self) -> io::Result<ZeroCopy> {
+                self.0.zero_copy()
             }
 
             /// As [`Stream::send_vectored`].

@@ -11,6 +11,7 @@
 //! | `NO_SQARRAY` | 6.6 | a ring with the array |
 //! | `NO_IOWAIT` (feature bit) | 6.15 | an idle shard shows as I/O wait |
 //! | sends that report failures only | 5.17 | each send has a completion |
+//! | `SEND_ZC` (probe) | 6.0 | zero-copy sends are plain sends |
 //!
 //! The kernel's version is never asked: distributions port features back, containers filter them.
 
@@ -24,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 
 use super::operation::Completion;
 use super::refusal::{Refusal, Stage};
@@ -58,11 +59,17 @@ static TRIAL: OnceLock<Result<Trial, Refusal>> = OnceLock::new();
 #[derive(Clone, Copy)]
 struct Trial {
     quiet_sends: bool,
+    zero_copy_sends: bool,
 }
 
 /// True if a send can be told to report failures only. Decided with the first ring.
 pub(crate) fn quiet_sends() -> bool {
-    matches!(TRIAL.get(), Some(Ok(Trial { quiet_sends: true })))
+    matches!(TRIAL.get(), Some(Ok(Trial { quiet_sends: true, .. })))
+}
+
+/// True if the kernel has sends that do not copy. Decided with the first ring.
+pub(crate) fn zero_copy_sends() -> bool {
+    matches!(TRIAL.get(), Some(Ok(Trial { zero_copy_sends: true, .. })))
 }
 
 /// Makes a ring of the configured size, or a smaller one where locked memory is short.
@@ -188,7 +195,8 @@ fn try_out(ring: &mut Ring) -> Result<Trial, Failure> {
         .and_then(|answer| answered(Stage::Probe("a no-op"), answer))?;
     try_receive(ring)?;
     try_accept(&mut ring.ring)?;
-    Ok(Trial { quiet_sends: try_quiet_send(&mut ring.ring)? })
+    let quiet_sends = try_quiet_send(&mut ring.ring)?;
+    Ok(Trial { quiet_sends, zero_copy_sends: has_zero_copy_sends(&ring.ring) })
 }
 
 fn try_receive(ring: &mut Ring) -> Result<(), Failure> {
@@ -253,6 +261,13 @@ fn try_quiet_send(ring: &mut IoUring) -> Result<bool, Failure> {
         answer.result().is_ok_and(|count| (1..large.len()).contains(&(count as usize)))
     });
     Ok(partial && whole.is_none())
+}
+
+/// Asked, not tried: only sockets of the network have such sends, and there may be no network.
+fn has_zero_copy_sends(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    let answered = ring.submitter().register_probe(&mut probe).is_ok();
+    answered && probe.is_supported(opcode::SendZc::CODE)
 }
 
 /// A send that ends while it is submitted and speaks only if it fell short.

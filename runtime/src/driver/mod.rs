@@ -283,6 +283,14 @@ impl Driver {
         matches!(self, Driver::Uring(_))
     }
 
+    /// True if there are sends that do not copy.
+    pub(crate) fn sends_zero_copy(&self) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.sends_zero_copy(),
+            Driver::Epoll(_) => false,
+        }
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         match self {
             Driver::Uring(driver) => driver.metrics(),

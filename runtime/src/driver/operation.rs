@@ -134,6 +134,19 @@ impl Completion {
         cqueue::more(self.flags)
     }
 
+    /// True if this answer counts nothing: it says that the kernel reads the memory of a zero-copy
+    /// send no more.
+    #[must_use]
+    pub fn is_notice(self) -> bool {
+        cqueue::notif(self.flags)
+    }
+
+    /// True if this is a notice, and it reports that the kernel has copied after all.
+    #[must_use]
+    pub fn was_copied(self) -> bool {
+        self.is_notice() && self.result & COPIED != 0
+    }
+
     /// The pool's buffer that the kernel has filled, if any.
     pub(crate) fn buffer(self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
@@ -143,6 +156,9 @@ impl Completion {
 /// `IORING_CQE_F_BUFFER` and `IORING_CQE_F_MORE`, which the crate keeps private.
 const BUFFER: u32 = 1;
 const MORE: u32 = 2;
+
+/// `IORING_NOTIF_USAGE_ZC_COPIED`, in the result of a notice. Since 6.2.
+const COPIED: i32 = i32::MIN;
 
 /// An operation whose future is gone. It takes the kernel's last answers and disposes of them.
 pub(crate) trait Orphan {

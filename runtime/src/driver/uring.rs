@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, CancelBuilder, SubmitArgs};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
-use super::features::{Ring, quiet_sends};
+use super::features::{Ring, quiet_sends, zero_copy_sends};
 use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
 use super::pools::Pools;
 use super::quiet::{Batch, Quiet};
@@ -321,6 +321,10 @@ impl Uring {
         let (batch, entry) = inner.quiet.add(fd, buffer, owner);
         inner.push(entry);
         Ok(batch)
+    }
+
+    pub(crate) fn sends_zero_copy(&self) -> bool {
+        zero_copy_sends()
     }
 
     pub(crate) fn is_settled(&self, batch: Batch) -> bool {
