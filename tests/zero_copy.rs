@@ -1,19 +1,22 @@
 //! Zero-copy sends: the buffer is the kernel's until it says so, and the bytes are as of any send.
 
+use std::future::pending;
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
 use annulus::buf::IoBuf;
-use annulus::net::{TcpStream, ZeroCopy};
+use annulus::net::{Stream, TcpStream, Unix, ZeroCopy};
 use annulus::{Driver, driver_info};
 
 use common::bytes::{Keyed, Numbers};
-use common::each_driver;
 use common::peer;
 use common::steps::{eventually, poll_once, settle, with_peer};
+use common::{Test, each_driver, process, runtime};
 
 mod common;
 
@@ -163,6 +166,182 @@ each_driver! {
         assert_eq!(error.buffer.len(), MIB);
         peer.await;
     }
+
+    async fn a_stream_dropped_under_way_frees_nothing_early() {
+        for len in [QUEUED, 16 * MIB] {
+            let (start, told) = channel();
+            let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;
+            let (buffer, dropped) = Watched::new(Keyed(6), len);
+            let queue = Queue::of(&stream);
+            {
+                let mut sending = pin!(stream.send_zc(buffer));
+                let answer = poll_once(sending.as_mut()).await;
+                eventually("the socket is full", || queue.is_filled()).await;
+                settle().await;
+                if answer.is_pending() {
+                    drop(poll_once(sending.as_mut()).await);
+                }
+            }
+            drop(stream);
+            settle().await;
+            let early = dropped.load(Ordering::Relaxed);
+            assert!(!(early && on_uring()), "{len}: freed what the kernel reads");
+            start.send(()).unwrap();
+            let wire = peer.await;
+            Keyed(6).check(0, &wire);
+            assert!(len > QUEUED || wire.len() == len, "the kernel had all of it");
+            eventually("the buffer is let go of", || dropped.load(Ordering::Relaxed)).await;
+        }
+    }
+
+    async fn a_forgotten_send_disturbs_no_other() {
+        let (start, told) = channel();
+        let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;
+        let (buffer, dropped) = Watched::new(Keyed(8), QUEUED);
+        let queue = Queue::of(&stream);
+        let mut sending = Box::pin(stream.send_zc(buffer));
+        drop(poll_once(sending.as_mut()).await);
+        eventually("the socket is full", || queue.is_filled()).await;
+        settle().await;
+        std::mem::forget(sending);
+        start.send(()).unwrap();
+        let (count, bytes) = stream.send_zc(Keyed(8).bytes(QUEUED as u64, MIB)).await.unwrap();
+        assert_eq!((count, bytes.len()), (MIB, MIB));
+        stream.shutdown().await.unwrap();
+        let wire = peer.await;
+        Keyed(8).check(0, &wire);
+        assert_eq!(wire.len(), QUEUED + MIB);
+        if on_uring() {
+            eventually("the buffer is let go of", || dropped.load(Ordering::Relaxed)).await;
+        }
+    }
+
+    fn the_end_of_a_runtime_frees_nothing_early(driver: Driver) {
+        for len in [QUEUED, 16 * MIB] {
+            let (start, told) = channel();
+            let runtime = runtime(driver);
+            let (buffer, dropped) = Watched::new(Keyed(9), len);
+            let peer = runtime.block_on(async {
+                let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;
+                let queue = Queue::of(&stream);
+                let _detached = annulus::spawn(async move {
+                    let sent = stream.send_zc(buffer).await;
+                    pending::<()>().await;
+                    drop(sent);
+                });
+                eventually("the socket is full", || queue.is_filled()).await;
+                settle().await;
+                peer
+            });
+            drop(runtime);
+            let early = driver == Driver::Uring && dropped.load(Ordering::Relaxed);
+            assert!(!early, "{len}: freed what the kernel reads");
+            start.send(()).unwrap();
+            // To its end: the connection is closed, though the buffer is held.
+            let wire = peer.join();
+            Keyed(9).check(0, &wire);
+            assert!(len > QUEUED || wire.len() == len, "the kernel had all of it");
+        }
+    }
+
+    async fn a_reset_gives_the_buffer_back() {
+        for len in [QUEUED, 16 * MIB] {
+            let (start, told) = channel();
+            let (mut stream, peer) = with_peer(move |peer| {
+                told.recv().expect("to be told to reset");
+                peer::reset(peer);
+            })
+            .await;
+            let (buffer, dropped) = Watched::new(Keyed(10), len);
+            let queue = Queue::of(&stream);
+            {
+                let mut sending = pin!(stream.send_zc(buffer));
+                let mut answer = poll_once(sending.as_mut()).await;
+                eventually("the socket is full", || queue.is_filled()).await;
+                start.send(()).unwrap();
+                if answer.is_pending() {
+                    answer = std::task::Poll::Ready(sending.await);
+                }
+                let std::task::Poll::Ready(answer) = answer else { unreachable!("awaited") };
+                match answer {
+                    Ok((count, buffer)) => {
+                        assert_eq!((count, len), (QUEUED, QUEUED), "the kernel had all of it");
+                        assert!(!dropped.load(Ordering::Relaxed), "it is here");
+                        drop(buffer);
+                    }
+                    Err(error) => {
+                        assert_eq!(len, 16 * MIB, "{error:?}");
+                        let kind = error.error.kind();
+                        assert!(matches!(kind, ConnectionReset | BrokenPipe), "{kind:?}");
+                        drop(error.buffer);
+                    }
+                }
+                assert!(dropped.load(Ordering::Relaxed));
+            }
+            peer.await;
+            let error = loop {
+                if let Err(error) = stream.send_zc(vec![0; MIB]).await {
+                    break error;
+                }
+            };
+            assert_eq!(error.buffer.len(), MIB);
+        }
+    }
+
+    async fn a_family_without_such_sends_has_plain_ones() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let peer = peer::peer(move || {
+            let mut wire = Vec::new();
+            theirs.read_to_end(&mut wire).expect("a peer's reads");
+            wire
+        });
+        let mut stream = Stream::<Unix>::from_std(ours).unwrap();
+        for part in 0..2 {
+            let (count, _) =
+                stream.send_zc(Keyed(11).bytes(part * MIB as u64, MIB)).await.unwrap();
+            assert_eq!(count, MIB);
+            assert_eq!(stream.zero_copy().unwrap(), ZeroCopy::Unavailable);
+        }
+        drop(stream);
+        let wire = peer.await;
+        Keyed(11).check(0, &wire);
+        assert_eq!(wire.len(), 2 * MIB);
+    }
+}
+
+#[test]
+fn beyond_the_memory_that_may_be_locked_the_rest_is_copied() {
+    const LOCKED_BYTES_MAX: usize = 2 * MIB;
+    const NAME: &str = "beyond_the_memory_that_may_be_locked_the_rest_is_copied";
+    if !process::in_role() {
+        return Test::named(NAME).with_uring(|| {
+            let done = process::role(NAME).status().expect("run the child");
+            assert!(done.success(), "see above");
+        });
+    }
+    process::lock_no_more_than(LOCKED_BYTES_MAX as u64);
+    runtime(Driver::Uring).block_on(async {
+        let len = 2 * LOCKED_BYTES_MAX;
+        let (mut stream, peer) = with_peer(move |peer| {
+            let mut received = Keyed(12).cursor();
+            peer::expect(&peer, &mut received, len + MIB);
+        })
+        .await;
+        let mut sent = Keyed(12).cursor();
+        assert_eq!(stream.send_zc(sent.next(len)).await.unwrap().0, len);
+        assert_eq!(stream.zero_copy().unwrap(), ZeroCopy::Untried, "another time it may do");
+        assert_eq!(stream.send_zc(sent.next(MIB)).await.unwrap().0, MIB);
+        assert_eq!(stream.zero_copy().unwrap(), ZeroCopy::Copied);
+        peer.await;
+    });
+}
+
+/// Reads to the end when it is told to.
+fn read_when_told(mut peer: std::net::TcpStream, told: Receiver<()>) -> Vec<u8> {
+    told.recv().expect("to be told to read");
+    let mut wire = Vec::new();
+    peer.read_to_end(&mut wire).expect("a peer's reads");
+    wire
 }
 
 /// A buffer that can be read no more when it has been dropped.

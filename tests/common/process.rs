@@ -104,6 +104,21 @@ pub(crate) fn leave_descriptors(free: usize) {
     set_descriptor_limit(limit).expect("lower the soft limit of descriptors");
 }
 
+/// Gives up root, if this process has it, and the right to lock more memory than this.
+pub(crate) fn lock_no_more_than(bytes: u64) {
+    // The kernel counts locked memory by user: one that nobody else is.
+    const NOBODY_ELSE: libc::uid_t = 61_234;
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the pointer is to a whole rlimit, which the call reads.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    assert_eq!(result, 0, "limit the memory that may be locked");
+    if is_root() {
+        // SAFETY: the call takes no pointer.
+        let result = unsafe { libc::setuid(NOBODY_ELSE) };
+        assert_eq!(result, 0, "become another user");
+    }
+}
+
 /// Runs the test `role` of this same binary in a new process, with `ROLE` set for it.
 ///
 /// The role is a test that returns at once when `ROLE` is not set (see [`in_role`]).

@@ -8,6 +8,7 @@
 //! | `stream/split` | its halves |
 //! | `stream/connection` | its state, which stays on its shard |
 //! | `stream/inbound`, `stream/outbound` | the two directions |
+//! | `stream/outbound/handed` | buffers that are handed over to be sent |
 //! | `stream/send` | the send that waits in the kernel |
 //! | `stream/zero_copy` | the send that reads the caller's memory |
 

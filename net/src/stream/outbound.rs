@@ -9,6 +9,8 @@
 //! on epoll by the system call. What does not fit the socket waits in an operation, which owns the
 //! buffer: ours, or one that the caller has handed over and gets back when it is sent.
 
+mod handed;
+
 use std::future::Future;
 use std::io;
 use std::io::IoSlice;
@@ -26,8 +28,10 @@ use annulus_runtime::io::{
 };
 use socket2::SockRef;
 
-use super::send::{Held, Send, Sent};
-use super::zero_copy::{Lent, Part, Waiting, ZeroCopy};
+pub(super) use self::handed::By;
+use self::handed::Handed;
+use super::send::{Send, Sent};
+use super::zero_copy::{Waiting, ZeroCopy};
 use crate::notice::Notice;
 
 /// The most slices of one system call (`IOV_MAX`).
@@ -71,24 +75,6 @@ enum Until {
     Sent,
     /// The buffer that was handed over is back.
     Back,
-}
-
-/// A buffer that a caller has handed over to be sent.
-enum Handed {
-    Nothing,
-    /// And parts of it that are sent, which the kernel may still read.
-    UnderWay(Lent),
-    /// Its owner has gone: what is not sent yet is not wanted.
-    Abandoned,
-    /// To be fetched, with how much of it was sent, when nothing of it is lent any more.
-    Sent(Rc<dyn Held>, io::Result<usize>, Lent),
-}
-
-/// How a buffer is sent that was handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
-    Copy,
-    ZeroCopy,
 }
 
 /// How far the write side has been closed.
@@ -182,87 +168,6 @@ impl Outbound {
                 self.wait(cx, Until::Sent);
                 Poll::Pending
             }
-        }
-    }
-
-    /// Waits until a buffer of so many bytes can be handed over to be sent without a copy. Answers
-    /// how it is to be sent instead, if that makes no sense.
-    pub(super) fn poll_zero_copy(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: usize,
-    ) -> Poll<io::Result<By>> {
-        self.check()?;
-        if !self.zero_copy.suits(bytes) {
-            return Poll::Ready(Ok(By::Copy));
-        }
-        self.check_open()?;
-        self.send_unsent_now();
-        self.check()?;
-        if self.is_idle() {
-            return Poll::Ready(Ok(By::ZeroCopy));
-        }
-        self.wait(cx, Until::Sent);
-        Poll::Pending
-    }
-
-    pub(super) fn zero_copy(&mut self) -> ZeroCopy {
-        self.collect();
-        self.zero_copy
-    }
-
-    /// Takes a buffer over, to send it from `start` on: after [`Attempt::Full`], or
-    /// [`By::ZeroCopy`].
-    pub(super) fn hand_over(&mut self, buffer: Rc<dyn Held>, start: usize, by: By) {
-        debug_assert!(self.is_idle(), "one send is under way at a time");
-        // One that nobody fetched: its future was forgotten.
-        self.handed = Handed::UnderWay(Lent::default());
-        self.send_handed(buffer, start, by);
-    }
-
-    fn send_handed(&mut self, buffer: Rc<dyn Held>, start: usize, by: By) {
-        let fd = Rc::clone(&self.fd);
-        self.waiting = Some(match by {
-            By::Copy => Waiting::Plain(Op::new(Send::of_caller(fd, buffer, start))),
-            By::ZeroCopy => {
-                let notice = Waker::from(Arc::new(Notice(self.key)));
-                let cx = &mut Context::from_waker(&notice);
-                Waiting::ZeroCopy(Part::start(cx, fd, buffer, start))
-            }
-        });
-        self.collect();
-    }
-
-    /// Waits for the buffer that was handed over, and how much of it was sent.
-    pub(super) fn poll_handed(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<(Rc<dyn Held>, io::Result<usize>)> {
-        self.collect();
-        match std::mem::replace(&mut self.handed, Handed::Nothing) {
-            Handed::Sent(buffer, result, lent) if lent.is_empty() => Poll::Ready((buffer, result)),
-            other => {
-                self.handed = other;
-                self.wait(cx, Until::Back);
-                Poll::Pending
-            }
-        }
-    }
-
-    /// Whoever handed a buffer over has gone. What the kernel has not yet sent of it is not sent.
-    pub(super) fn abandon(&mut self) {
-        match self.handed {
-            Handed::UnderWay(_) => {
-                self.handed = Handed::Abandoned;
-                let with_the_kernel = self.waiting.as_mut().is_some_and(Waiting::cancel);
-                if !with_the_kernel {
-                    self.waiting = None;
-                    self.handed = Handed::Nothing;
-                }
-                mark_dirty(self.key);
-            }
-            Handed::Sent(..) => self.handed = Handed::Nothing,
-            Handed::Nothing | Handed::Abandoned => {}
         }
     }
 
@@ -506,58 +411,6 @@ impl Outbound {
             let send = Send::own(Rc::clone(&self.fd), buffer, start);
             self.waiting = Some(Waiting::Plain(Op::new(send)));
             self.collect();
-        }
-    }
-
-    /// The first answer to a send without a copy. The notice is still to come, as a rule.
-    fn weigh_part(&mut self, part: Part, result: io::Result<usize>) {
-        let (buffer, start) = part.buffer();
-        if let Handed::UnderWay(lent) = &mut self.handed {
-            lent.push(part);
-        }
-        match result {
-            Err(e) if self.zero_copy.refused_by(&e) => {
-                self.weigh_handed(buffer, start, Ok(0), By::Copy);
-            }
-            result => self.weigh_handed(buffer, start, result, By::ZeroCopy),
-        }
-        self.collect();
-    }
-
-    /// A part of a buffer that was handed over was sent: what about the rest?
-    fn weigh_handed(
-        &mut self,
-        buffer: Rc<dyn Held>,
-        start: usize,
-        result: io::Result<usize>,
-        by: By,
-    ) {
-        use io::ErrorKind::{Interrupted, WouldBlock};
-        let abandoned = matches!(self.handed, Handed::Abandoned);
-        let length = buffer.bytes().len();
-        let total = match result {
-            Ok(count) => Ok(start + count),
-            Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => Ok(start),
-            Err(e) => Err(e),
-        };
-        match total {
-            Ok(total) if total < length && !abandoned => {
-                let by = if self.zero_copy.suits(length - total) { by } else { By::Copy };
-                self.send_handed(buffer, total, by);
-            }
-            _ if !abandoned => {
-                let lent = match std::mem::replace(&mut self.handed, Handed::Nothing) {
-                    Handed::UnderWay(lent) => lent,
-                    _ => Lent::default(),
-                };
-                self.handed = Handed::Sent(buffer, total, lent);
-            }
-            Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
-                self.handed = Handed::Nothing;
-                self.error = Some(e);
-                self.unsent = Vec::new();
-            }
-            _ => self.handed = Handed::Nothing,
         }
     }
 

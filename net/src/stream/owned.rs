@@ -166,8 +166,8 @@ impl<F: Family> Stream<F> {
     ///
     /// A dropped `send_zc` has sent some first part of the buffer; nobody can tell how much. The
     /// kernel is asked to stop, and the buffer is dropped when the kernel reads it no more; what is
-    /// written next comes behind that first part. A runtime that ends before that waits for
-    /// [`drain_timeout`](annulus_runtime::Builder::drain_timeout), then leaks the buffer.
+    /// written next comes behind that first part. A runtime that ends before that waits for a
+    /// second, then leaks the buffer.
     pub async fn send_zc<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
         self.transmit_zero_copy(buffer).await
     }

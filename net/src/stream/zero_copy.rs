@@ -80,7 +80,7 @@ impl Waiting {
         match self {
             Waiting::Plain(op) => op.cancel(),
             Waiting::ZeroCopy(part) => {
-                part.0.stop();
+                part.request.stop();
                 true
             }
         }
@@ -96,7 +96,11 @@ impl Waiting {
 }
 
 /// One zero-copy send: all of a buffer, or what an earlier one has left.
-pub(super) struct Part(Multishot<SendZeroCopy>);
+pub(super) struct Part {
+    request: Multishot<SendZeroCopy>,
+    /// It has sent something: a notice of one that has not says nothing.
+    sent: bool,
+}
 
 impl Part {
     /// Sends the buffer from `start` on.
@@ -110,14 +114,17 @@ impl Part {
         // Arms it, this once: its answers are asked for by `poll_armed`.
         let armed = request.poll_next(cx);
         debug_assert!(armed.is_pending(), "the ring answers no sooner than it is entered");
-        Part(request)
+        Part { request, sent: false }
     }
 
     /// How much was sent. Afterwards the kernel may still read the buffer.
     pub(super) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
-            match ready!(self.0.poll_armed(cx)) {
-                Some(Answer::Sent(result)) => return Poll::Ready(result),
+            match ready!(self.request.poll_armed(cx)) {
+                Some(Answer::Sent(result)) => {
+                    self.sent = matches!(result, Ok(1..));
+                    return Poll::Ready(result);
+                }
                 Some(Answer::Notice(_)) => {}
                 // The end that was asked for, before anything was sent.
                 None => return Poll::Ready(Err(io::Error::from_raw_os_error(libc::ECANCELED))),
@@ -127,15 +134,15 @@ impl Part {
 
     /// The buffer, and where in it this send has begun.
     pub(super) fn buffer(&self) -> (Rc<dyn Held>, usize) {
-        let operation = self.0.operation();
+        let operation = self.request.operation();
         (Rc::clone(&operation.buffer), operation.start)
     }
 
-    /// Waits until the kernel reads the buffer no more; the notice, if there was one.
+    /// Waits until the kernel reads the buffer no more; its notice, if it tells anything.
     fn poll_let_go(&mut self, cx: &mut Context<'_>) -> Poll<Option<Notice>> {
         loop {
-            match ready!(self.0.poll_armed(cx)) {
-                Some(Answer::Notice(notice)) => return Poll::Ready(Some(notice)),
+            match ready!(self.request.poll_armed(cx)) {
+                Some(Answer::Notice(notice)) => return Poll::Ready(self.sent.then_some(notice)),
                 Some(Answer::Sent(_)) => {}
                 None => return Poll::Ready(None),
             }
