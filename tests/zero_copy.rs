@@ -163,7 +163,7 @@ each_driver! {
         }
         stream.shutdown().await.unwrap();
         let error = stream.send_zc(vec![0; MIB]).await.unwrap_err();
-        assert_eq!(error.error.kind(), std::io::ErrorKind::BrokenPipe);
+        assert_eq!(error.error.kind(), BrokenPipe);
         assert_eq!(error.buffer.len(), MIB);
         peer.await;
     }
@@ -265,7 +265,8 @@ each_driver! {
             let (start, told) = channel();
             let runtime = runtime(driver);
             let (buffer, dropped) = Watched::new(Keyed(9), len);
-            let peer = runtime.block_on(async {
+            let mut reading = None;
+            runtime.block_on(async {
                 let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;
                 let queue = Queue::of(&stream);
                 let _detached = annulus::spawn(async move {
@@ -275,14 +276,14 @@ each_driver! {
                 });
                 eventually("the socket is full", || queue.is_filled()).await;
                 settle().await;
-                peer
+                reading = Some(peer);
             });
             drop(runtime);
             let early = driver == Driver::Uring && dropped.load(Ordering::Relaxed);
             assert!(!early, "{len}: freed what the kernel reads");
             start.send(()).unwrap();
             // To its end: the connection is closed, though the buffer is held.
-            let wire = peer.join();
+            let wire = reading.expect("a peer").join();
             Keyed(9).check(0, &wire);
             assert!(len > QUEUED || wire.len() == len, "the kernel had all of it");
         }

@@ -212,9 +212,9 @@ impl SendZeroCopy {
     }
 }
 
-// SAFETY: the entry refers to the memory of an `IoBuf`, which stays where it is though the operation
-// is moved, and which nobody changes or frees while the operation shares it: until its last answer,
-// which is the notice where there is one.
+// SAFETY: the entry refers to the memory of an `IoBuf`, which stays where it is though the
+// operation is moved, and which nobody changes or frees while the operation shares it: until its
+// last answer, which is the notice where there is one.
 unsafe impl MultishotOperation for SendZeroCopy {
     type Item = Answer;
 
@@ -250,5 +250,33 @@ unsafe impl MultishotOperation for SendZeroCopy {
         }
         self.fd = None;
         Answer::Sent(completion.result().map(|count| count as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_reported_copy_ends_the_tries() {
+        let mut known = ZeroCopy::Untried;
+        known.note(Notice::Sent);
+        assert_eq!(known, ZeroCopy::Works);
+        known.note(Notice::Copied);
+        assert_eq!(known, ZeroCopy::Copied);
+        known.note(Notice::Sent);
+        assert_eq!(known, ZeroCopy::Copied, "its notice was on the way already");
+    }
+
+    #[test]
+    fn only_what_is_about_the_copy_is_tried_again_with_one() {
+        let refused = |errno| {
+            let mut known = ZeroCopy::Works;
+            (known.refused_by(&io::Error::from_raw_os_error(errno)), known)
+        };
+        assert_eq!(refused(libc::ENOBUFS), (true, ZeroCopy::Works));
+        assert_eq!(refused(libc::EINVAL), (true, ZeroCopy::Unavailable));
+        assert_eq!(refused(libc::ECONNRESET), (false, ZeroCopy::Works));
+        assert_eq!(refused(libc::ECANCELED), (false, ZeroCopy::Works));
     }
 }

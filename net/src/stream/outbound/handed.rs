@@ -1,8 +1,8 @@
 //! The buffers that callers hand over to be sent, and get back.
 //!
-//! One is under way at a time. The kernel has it until it is sent; without a copy, until it has been
-//! read for the last time. Several operations may share it then, and the last of them to end gives
-//! it free.
+//! One is under way at a time. The kernel has it until it is sent; without a copy, until it has
+//! been read for the last time. Several operations may share it then, and the last of them to end
+//! gives it free.
 
 use std::io;
 use std::rc::Rc;
