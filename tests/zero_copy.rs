@@ -238,6 +238,37 @@ each_driver! {
         }
     }
 
+    async fn a_stream_moves_while_the_kernel_reads_its_buffer() {
+        for len in [QUEUED, 16 * MIB] {
+            let (start, told) = channel();
+            let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;
+            let (buffer, dropped) = Watched::new(Keyed(16), len);
+            let queue = Queue::of(&stream);
+            {
+                let mut sending = pin!(stream.send_zc(buffer));
+                let answer = poll_once(sending.as_mut()).await;
+                eventually("the socket is full", || queue.is_filled()).await;
+                settle().await;
+                if answer.is_pending() {
+                    drop(poll_once(sending.as_mut()).await);
+                }
+            }
+            let detached = stream.detach().expect("detach");
+            let early = dropped.load(Ordering::Relaxed);
+            assert!(!(early && on_uring()), "{len}: freed what the kernel reads");
+            let mut stream = TcpStream::attach(detached).expect("attach");
+            start.send(()).unwrap();
+            let (_, later) = stream.send_zc(Keyed(17).bytes(0, MIB)).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let wire = peer.await;
+            let (prefix, rest) = wire.split_at(wire.len() - MIB);
+            Keyed(16).check(0, prefix);
+            assert!(len > QUEUED || prefix.len() == len, "the kernel had all of it");
+            assert!(rest == later);
+            eventually("the buffer is let go of", || dropped.load(Ordering::Relaxed)).await;
+        }
+    }
+
     async fn a_forgotten_send_disturbs_no_other() {
         let (start, told) = channel();
         let (mut stream, peer) = with_peer(|peer| read_when_told(peer, told)).await;

@@ -56,7 +56,8 @@ use crate::memory::memory_of;
 /// - with **borrowed** buffers: [`read`](Stream::read), [`write_all`](Stream::write_all) and their
 ///   like;
 /// - with **owned** buffers, which are given and come back: [`recv`](Stream::recv),
-///   [`send_all`](Stream::send_all); what is sent is not copied;
+///   [`send_all`](Stream::send_all); what is sent is not copied here, and with
+///   [`send_zc`](Stream::send_zc) not by the kernel either;
 /// - with **leases**, the memory that the kernel has received into:
 ///   [`recv_lease`](Stream::recv_lease), and [`send_all`](Stream::send_all) again.
 ///

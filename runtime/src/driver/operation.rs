@@ -115,13 +115,15 @@ impl Completion {
         Completion { result: -error.raw_os_error().unwrap_or(libc::EIO), flags: 0 }
     }
 
-    /// The result, or the errno as an error.
+    /// The result, or the errno as an error. A [notice](Completion::is_notice) has none.
     ///
     /// # Errors
     ///
     /// The error that the kernel answered.
     pub fn result(self) -> io::Result<u32> {
-        u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
+        // The result of a notice may be the one number that has no negative.
+        let errno = self.result.wrapping_neg();
+        u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(errno))
     }
 
     pub(crate) fn is_errno(self, errno: i32) -> bool {
