@@ -58,6 +58,11 @@ impl Keyed {
         Cursor { keyed: self, offset: 0 }
     }
 
+    /// A position within the stream.
+    pub(crate) fn cursor_at(self, offset: u64) -> Cursor {
+        Cursor { keyed: self, offset }
+    }
+
     fn word(self, index: u64) -> [u8; WORD as usize] {
         mix(self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index)).to_le_bytes()
     }
