@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use annulus::Runtime;
 use annulus::buf::Lease;
 use annulus::net::TcpStream;
 use annulus::time::timeout;
-use annulus::Runtime;
 
 use common::bytes::{Cursor, Keyed, Numbers};
 use common::cut::streaming_peer;
