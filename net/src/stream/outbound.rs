@@ -44,7 +44,8 @@ pub(super) struct Outbound {
     unsent: Vec<u8>,
     /// A send that is over when its turn is.
     quiet: Option<Batch>,
-    /// A send that waits in the kernel for room, and how much of our own it has to send.
+    /// A send that waits in the kernel for room, and how long the buffer is if it is our own: its
+    /// memory is held until all of it is sent.
     waiting: Option<Waiting>,
     waiting_bytes: usize,
     /// What has become of a buffer that a caller has handed over.
@@ -407,7 +408,7 @@ impl Outbound {
             buffer.append(&mut self.unsent);
             self.unsent = buffer;
         } else {
-            self.waiting_bytes = buffer.len() - start;
+            self.waiting_bytes = buffer.len();
             let send = Send::own(Rc::clone(&self.fd), buffer, start);
             self.waiting = Some(Waiting::Plain(Op::new(send)));
             self.collect();
