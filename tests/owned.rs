@@ -400,6 +400,15 @@ mod dropped_reads {
             }
         }
 
+        async fn futures_that_hold_bytes_stay_on_their_thread() {
+            let (mut stream, peer) = with_peer(drop).await;
+            // Dropped elsewhere, each would do by mail what the next call must find done.
+            stays_here(&stream.read_exact(&mut [0]));
+            stays_here(&stream.recv_exact(vec![0]));
+            stays_here(&stream.send_all(vec![0]));
+            peer.await;
+        }
+
         async fn a_receive_can_move_until_it_is_polled_and_its_box_at_any_time() {
             let (tell, told) = std::sync::mpsc::channel::<()>();
             let (mut stream, peer) = with_peer(move |stream| {
@@ -923,6 +932,15 @@ async fn read_one_way(
     true
 }
 
+/// Compiles for what is not `Send` only: otherwise two implementations fit.
+fn stays_here<T: StaysHere<Marker>, Marker>(_future: &T) {}
+
+trait StaysHere<Marker> {}
+
+impl<T> StaysHere<()> for T {}
+
+impl<T: Send> StaysHere<[(); 1]> for T {}
+
 /// Uses `?` on an answer that has a buffer.
 async fn asks(stream: &mut TcpStream) -> io::Result<usize> {
     let (count, _buffer) = stream.send(vec![0; 9000]).await?;
@@ -945,3 +963,76 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 const KINDS: Keyed = Keyed(0x4b);
 /// More than the sockets of both ends hold.
 const BEYOND_SOCKETS: usize = 24 << 20;
+
+/// Futures that are dropped while no runtime runs, or another one.
+mod dropped_outside {
+    use super::*;
+
+    each_driver! {
+        fn a_receive_gives_its_bytes_back(driver: Driver) {
+            for within_another in [false, true] {
+                let runtime = common::runtime(driver);
+                let other = common::runtime(driver);
+                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (mut stream, peer) = runtime.block_on(with_peer(move |stream| {
+                    let mut sent = Keyed(60).cursor();
+                    peer::send(&stream, &mut sent, 100);
+                    told.recv().unwrap();
+                    peer::send(&stream, &mut sent, 100);
+                }));
+                let mut receiving = Box::pin(stream.recv_exact(vec![0; 1000]));
+                runtime.block_on(async {
+                    for _ in 0..2 {
+                        assert!(poll_once(receiving.as_mut()).await.is_pending());
+                        settle().await;
+                    }
+                    assert!(poll_once(receiving.as_mut()).await.is_pending());
+                    tell.send(()).unwrap();
+                    peer.await;
+                    settle().await;
+                });
+                if within_another { other.block_on(async { drop(receiving) }) } else { drop(receiving) }
+                runtime.block_on(async {
+                    let mut received = Keyed(60).cursor();
+                    while received.offset < 200 {
+                        let (_, bytes) = within(stream.recv(vec![0; 200])).await.unwrap();
+                        received.check(&bytes);
+                    }
+                });
+            }
+        }
+
+        fn a_send_all_that_had_ended_does_not_end_the_next(driver: Driver) {
+            let runtime = common::runtime(driver);
+            let (tell, told) = std::sync::mpsc::channel::<()>();
+            let (mut stream, all_come) = runtime.block_on(with_peer(move |stream| {
+                peer::expect(&stream, &mut Keyed(61).cursor(), BEYOND_SOCKETS);
+                peer::peer(move || {
+                    told.recv().unwrap();
+                    let mut cursor = Keyed(61).cursor_at(BEYOND_SOCKETS as u64);
+                    peer::expect_until_end(&stream, &mut cursor)
+                })
+            }));
+            let mut sending = Box::pin(stream.send_all(Keyed(61).bytes(0, BEYOND_SOCKETS)));
+            let peer = runtime.block_on(async {
+                assert!(poll_once(sending.as_mut()).await.is_pending());
+                // All of it is sent, and nobody fetches the buffer.
+                let peer = all_come.await;
+                settle().await;
+                peer
+            });
+            drop(sending);
+            runtime.block_on(async {
+                let bytes = Keyed(61).bytes(BEYOND_SOCKETS as u64, BEYOND_SOCKETS);
+                let mut sending = Box::pin(stream.send_all(bytes));
+                assert!(poll_once(sending.as_mut()).await.is_pending());
+                settle().await;
+                tell.send(()).unwrap();
+                let (sent, _) = within(sending).await.unwrap();
+                assert_eq!(sent, BEYOND_SOCKETS);
+                stream.shutdown().await.unwrap();
+                assert_eq!(peer.await, BEYOND_SOCKETS as u64);
+            });
+        }
+    }
+}

@@ -337,10 +337,10 @@ pub(super) async fn fill<F: Family, M: Memory>(
     stream: &Stream<F>,
     memory: &mut M,
 ) -> (usize, io::Result<()>) {
-    let mut filling = Filling { stream, memory, filled: 0 };
+    let mut filling = Filling { stream, memory, filled: 0, _stays: PhantomData };
     let result = loop {
         let answer = poll_fn(|cx| {
-            let Filling { stream, memory, filled } = &mut filling;
+            let Filling { stream, memory, filled, .. } = &mut filling;
             stream.poll_fill(cx, &mut memory.memory()[*filled..], Take::All)
         })
         .await;
@@ -360,11 +360,13 @@ pub(super) async fn fill<F: Family, M: Memory>(
     (std::mem::take(&mut filling.filled), result)
 }
 
-/// Dropped before its end, gives back what it took.
+/// Dropped before its end, gives back what it took. On its own thread: from another, the bytes would
+/// come by mail, and a read could be there first.
 struct Filling<'a, F: Family, M: Memory> {
     stream: &'a Stream<F>,
     memory: &'a mut M,
     filled: usize,
+    _stays: PhantomData<*const ()>,
 }
 
 impl<F: Family, M: Memory> Drop for Filling<'_, F, M> {
