@@ -149,7 +149,8 @@ each_driver! {
                 let addr = serve_echo().await;
                 let started = Instant::now();
                 peer(move || peer::echo_interleaved(addr, 5)).await;
-                let (mut one, echo) = with_peer(|stream| peer::echo(&stream, Keyed(9), 500_000)).await;
+                let (mut one, echo) =
+                    with_peer(|stream| peer::echo(&stream, Keyed(9), 500_000)).await;
                 let mut buffer = vec![0; 5000];
                 while let count @ 1.. = within(one.read(&mut buffer)).await.unwrap() {
                     one.write_all(&buffer[..count]).await.unwrap();

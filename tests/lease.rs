@@ -124,7 +124,8 @@ each_driver! {
                 let leased: Vec<_> = held.iter().filter(|(_, lease)| is_pooled(lease)).collect();
                 assert_eq!(leased.len(), 2, "half of the pool can be leased");
                 let places: Vec<_> = leased.iter().map(|(_, lease)| lease.as_ptr()).collect();
-                assert!(places[0].addr().abs_diff(places[1].addr()) >= 512, "two owners of one buffer");
+                let apart = places[0].addr().abs_diff(places[1].addr());
+                assert!(apart >= 512, "two owners of one buffer");
                 held.iter().for_each(|(at, lease)| Keyed(4).check(*at, lease));
             }
             // And with none out, nobody finds the pool dry.
@@ -156,7 +157,8 @@ each_driver! {
                 }
                 if round % 500 == 0 {
                     // Others go on, also with leases of their own.
-                    let echo = peer(move || peer::echo(&peer::connect(addr), Keyed(round as u64), 60_000));
+                    let key = Keyed(round as u64);
+                    let echo = peer(move || peer::echo(&peer::connect(addr), key, 60_000));
                     let (mut other, mut source) = asked_for().await;
                     source.send(3000);
                     source.rest(&mut other, &mut Keyed(4).cursor()).await;

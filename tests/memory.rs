@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use annulus::JoinHandle;
 use annulus::net::{TcpListener, TcpStream};
+use annulus::runtime::LIMITS;
 
 use common::each_driver;
 use common::peer::peer;
@@ -82,7 +83,7 @@ each_driver! {
             assert!(!sends.iter().any(JoinHandle::is_finished), "a peer took it all");
             let each = most.saturating_sub(before) / STUCK;
             println!("{each} bytes for each peer that never reads; owned: {owned}");
-            let bound = if owned { OVERHEAD } else { annulus::runtime::LIMITS.unsent_bytes_max + OVERHEAD };
+            let bound = OVERHEAD + if owned { 0 } else { LIMITS.unsent_bytes_max };
             assert!(each <= bound, "{each} bytes for each, of {bound} allowed; owned: {owned}");
             sends.iter().for_each(JoinHandle::abort);
             for sending in sends {
