@@ -360,8 +360,8 @@ pub(super) async fn fill<F: Family, M: Memory>(
     (std::mem::take(&mut filling.filled), result)
 }
 
-/// Dropped before its end, gives back what it took. On its own thread: from another, the bytes would
-/// come by mail, and a read could be there first.
+/// Dropped before its end, gives back what it took. On its own thread: from another, the bytes
+/// would come by mail, and a read could be there first.
 struct Filling<'a, F: Family, M: Memory> {
     stream: &'a Stream<F>,
     memory: &'a mut M,

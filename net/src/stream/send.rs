@@ -65,6 +65,14 @@ impl Send {
         }
     }
 
+    /// The buffer, if it is a caller's.
+    pub(super) fn into_held(self) -> Option<Rc<dyn Held>> {
+        match self.buffer {
+            Buffer::Own(_) => None,
+            Buffer::OfCaller(buffer) => Some(buffer),
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         let all = match &self.buffer {
             Buffer::Own(buffer) => buffer,

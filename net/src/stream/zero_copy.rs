@@ -86,6 +86,14 @@ impl Waiting {
         }
     }
 
+    /// The caller's buffer, where nothing is with the kernel.
+    pub(super) fn into_held(self) -> Option<Rc<dyn Held>> {
+        match self {
+            Waiting::Plain(op) => op.into_operation().and_then(Send::into_held),
+            Waiting::ZeroCopy(_) => None,
+        }
+    }
+
     /// What is left of the stream's own bytes, where nothing is with the kernel.
     pub(super) fn into_rest(self) -> Vec<u8> {
         match self {

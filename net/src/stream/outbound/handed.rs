@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use annulus_runtime::io::{Op, mark_dirty};
+use annulus_runtime::spawn;
 
 use super::{Notice, Outbound, Until};
 use crate::stream::send::{Held, Send};
@@ -64,8 +65,9 @@ impl Outbound {
     /// [`By::ZeroCopy`].
     pub(in crate::stream) fn hand_over(&mut self, buffer: Rc<dyn Held>, start: usize, by: By) {
         debug_assert!(self.is_idle(), "one send is under way at a time");
+        let before = std::mem::replace(&mut self.handed, Handed::UnderWay(Lent::default()));
         // One that nobody fetched: its future was forgotten.
-        self.handed = Handed::UnderWay(Lent::default());
+        before.discard();
         self.send_handed(buffer, start, by);
     }
 
@@ -100,18 +102,19 @@ impl Outbound {
 
     /// Whoever handed a buffer over has gone. What the kernel has not yet sent of it is not sent.
     pub(in crate::stream) fn abandon(&mut self) {
-        match self.handed {
+        match std::mem::replace(&mut self.handed, Handed::Nothing) {
             Handed::UnderWay(_) => {
-                self.handed = Handed::Abandoned;
-                let with_the_kernel = self.waiting.as_mut().is_some_and(Waiting::cancel);
-                if !with_the_kernel {
-                    self.waiting = None;
-                    self.handed = Handed::Nothing;
+                if self.waiting.as_mut().is_some_and(Waiting::cancel) {
+                    self.handed = Handed::Abandoned;
+                } else {
+                    // On epoll nothing is with the kernel.
+                    let held = self.waiting.take().and_then(Waiting::into_held);
+                    held.into_iter().for_each(discard);
                 }
                 mark_dirty(self.key);
             }
-            Handed::Sent(..) => self.handed = Handed::Nothing,
-            Handed::Nothing | Handed::Abandoned => {}
+            Handed::Abandoned => self.handed = Handed::Abandoned,
+            other => other.discard(),
         }
     }
 
@@ -146,24 +149,45 @@ impl Outbound {
             Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => Ok(start),
             Err(e) => Err(e),
         };
+        if abandoned {
+            self.handed = Handed::Nothing;
+            discard(buffer);
+            if let Err(e) = total {
+                if e.raw_os_error() != Some(libc::ECANCELED) {
+                    self.error = Some(e);
+                    self.unsent = Vec::new();
+                }
+            }
+            return;
+        }
         match total {
-            Ok(total) if total < length && !abandoned => {
+            Ok(total) if total < length => {
                 let by = if self.zero_copy.suits(length - total) { by } else { By::Copy };
                 self.send_handed(buffer, total, by);
             }
-            _ if !abandoned => {
+            _ => {
                 let lent = match std::mem::replace(&mut self.handed, Handed::Nothing) {
                     Handed::UnderWay(lent) => lent,
                     _ => Lent::default(),
                 };
                 self.handed = Handed::Sent(buffer, total, lent);
             }
-            Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
-                self.handed = Handed::Nothing;
-                self.error = Some(e);
-                self.unsent = Vec::new();
-            }
-            _ => self.handed = Handed::Nothing,
         }
     }
+}
+
+impl Handed {
+    /// Lets go of a buffer that nobody fetches.
+    fn discard(self) {
+        if let Handed::Sent(buffer, _, lent) = self {
+            drop(lent);
+            discard(buffer);
+        }
+    }
+}
+
+/// Drops a caller's buffer in a task of its own: what its drop does, a panic for one, happens when
+/// no borrow of a connection is held.
+fn discard(buffer: Rc<dyn Held>) {
+    drop(spawn(async move { drop(buffer) }));
 }
