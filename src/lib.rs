@@ -29,7 +29,7 @@
 //!
 //! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
 //!   that blocks.
-//! - [`net`] has TCP, Unix sockets and UDP.
+//! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
 //! - [`driver_info`]: which driver runs, and why.
@@ -48,6 +48,7 @@
 
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
+pub use annulus_net::io;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
     Runtime, buf, driver_info, metrics, spawn, task, time,

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `stream/` | connections of every family: what users hold, the state, the two directions |
+//! | `io` | copying from one connection to another |
 //! | `listener` | listeners of every family, and the queue of a multishot accept |
 //! | `family` | what the families differ in |
 //! | `tcp`, `unix` | making streams and listeners, and what only one family has |
@@ -19,6 +20,7 @@
 
 mod addr;
 mod family;
+pub mod io;
 mod listener;
 mod memory;
 mod notice;

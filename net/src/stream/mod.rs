@@ -276,6 +276,10 @@ impl<F: Family> Stream<F> {
         })
     }
 
+    pub(crate) fn home(&self) -> &Homed<Connection> {
+        &self.state
+    }
+
     pub(crate) fn connection(&self) -> io::Result<Rc<Connection>> {
         self.state.get()
     }

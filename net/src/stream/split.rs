@@ -8,8 +8,9 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use annulus_runtime::buf::{BufResult, IoBuf, IoBufMut, Lease};
+use annulus_runtime::io::Homed;
 
-use super::{Stream, Take, ZeroCopy};
+use super::{Connection, Stream, Take, ZeroCopy};
 use crate::family::Family;
 
 /// The reading half of a borrowed stream: [`Stream::split`].
@@ -65,6 +66,10 @@ macro_rules! addresses {
         /// As there.
         pub fn peer_addr(&self) -> io::Result<F::Address> {
             self.0.peer_addr()
+        }
+
+        pub(crate) fn home(&self) -> &Homed<Connection> {
+            self.0.home()
         }
     };
 }
