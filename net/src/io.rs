@@ -106,16 +106,19 @@ where
     let mut there = Direction::new(a, b, End::Shutdown);
     let mut back = Direction::new(b, a, End::Shutdown);
     poll_fn(|cx| {
-        loop {
-            // In turns, so that neither takes all of the task's budget.
-            match (there.step(cx)?, back.step(cx)?) {
-                (Step::Over, Step::Over) => {
-                    return Poll::Ready(Ok((there.copied, back.copied)));
+        // In turns, so that neither takes all of the task's budget.
+        let mut steps = [Step::Moved; 2];
+        while steps.contains(&Step::Moved) {
+            for (step, direction) in steps.iter_mut().zip([&mut there, &mut back]) {
+                if *step == Step::Moved {
+                    *step = direction.step(cx)?;
                 }
-                (Step::Moved, _) | (_, Step::Moved) => {}
-                _ => return Poll::Pending,
             }
         }
+        if steps == [Step::Over; 2] {
+            return Poll::Ready(Ok((there.copied, back.copied)));
+        }
+        Poll::Pending
     })
     .await
 }
@@ -186,6 +189,7 @@ enum Progress {
 }
 
 /// What a direction has come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     Moved,
     Waits,
@@ -200,16 +204,22 @@ impl<'a> Direction<'a> {
 
     /// Moves what has come, if there is room for it.
     fn step(&mut self, cx: &mut Context<'_>) -> io::Result<Step> {
-        let answer = match self.progress {
-            Progress::Copying if self.held.is_empty() => self.poll_take(cx),
-            Progress::Copying => self.poll_give(cx),
-            Progress::Ending => self.poll_end(cx),
-            Progress::Over => return Ok(Step::Over),
-        };
-        match answer {
+        match self.poll_move(cx) {
+            Poll::Ready(Ok(())) if self.progress == Progress::Over => Ok(Step::Over),
             Poll::Ready(Ok(())) => Ok(Step::Moved),
             Poll::Ready(Err(error)) => Err(error),
             Poll::Pending => Ok(Step::Waits),
+        }
+    }
+
+    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.progress == Progress::Copying && self.held.is_empty() {
+            ready!(self.poll_take(cx))?;
+        }
+        match self.progress {
+            Progress::Copying => self.poll_give(cx),
+            Progress::Ending => self.poll_end(cx),
+            Progress::Over => Poll::Ready(Ok(())),
         }
     }
 
@@ -220,6 +230,7 @@ impl<'a> Direction<'a> {
             self.held.push(lease);
             next = if self.held.has_room() { from.lease_out() } else { None };
         }
+        from.note_taken(self.held.bytes);
         if self.held.is_empty() {
             self.progress = Progress::Ending;
         }

@@ -99,6 +99,11 @@ impl Connection {
         self.inbound.borrow_mut().lease_out()
     }
 
+    /// So much was there at once.
+    pub(crate) fn note_taken(&self, bytes: usize) {
+        self.inbound.borrow_mut().note_taken(bytes);
+    }
+
     pub(crate) fn put_back(&self, bytes: &[u8]) {
         self.inbound.borrow_mut().put_back(bytes);
     }

@@ -30,6 +30,11 @@ use crate::memory::copy;
 /// measured").
 const BULK_READ_BYTES_MIN: usize = 8 * 1024;
 
+/// Memory for leases while much comes. A proxy of one connection took 0.36 s of CPU per GiB with
+/// 16 or 32 KiB, 0.6 with 64 KiB (its peers are woken for each); one of 64 connections took 0.74,
+/// 0.71 and 0.67.
+const BULK_LEASE_BYTES: usize = 32 * 1024;
+
 pub(crate) struct Inbound {
     fd: Rc<Fd>,
     /// Bytes that a read gave back, which come before all others.
@@ -171,6 +176,12 @@ impl Inbound {
         }
     }
 
+    /// So much was there at once: what comes next may be as much.
+    pub(super) fn note_taken(&mut self, bytes: usize) {
+        self.run = self.run.max(bytes);
+        self.bulk |= bytes >= LIMITS.direct_recv_bytes_min;
+    }
+
     /// What is here, without asking the kernel.
     pub(super) fn lease_out(&mut self) -> Option<Lease> {
         if !self.returned.is_empty() {
@@ -293,7 +304,7 @@ impl Inbound {
     }
 
     fn poll_direct_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
-        let wanted = if self.bulk { LIMITS.recv_queue_bytes_max } else { 0 };
+        let wanted = if self.bulk { BULK_LEASE_BYTES } else { 0 };
         let (lease, filled) = ready!(self.poll_calling(cx, |fd| recv_lease(fd, wanted)))?;
         self.received_directly(lease.len(), filled);
         self.ended |= lease.is_empty();
