@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use annulus::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use annulus::net::{TcpListener, TcpStream};
+use annulus::task::yield_now;
 use annulus::time::sleep;
 
 /// What a client may send without a line's end, before it is shown out.
@@ -62,7 +63,11 @@ async fn attend(room: &Rc<RefCell<Room>>, stream: TcpStream) -> io::Result<()> {
     let sending = annulus::spawn(send_lines(Rc::clone(room), first, write));
     let result = loop {
         match input.next().await {
-            Ok(Some(line)) => guest.say(&format!("says: {line}")),
+            Ok(Some(line)) => {
+                guest.say(&format!("says: {line}"));
+                // The others take the line before there is another: only who lags misses any.
+                yield_now().await;
+            }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }

@@ -1,7 +1,7 @@
 //! A long transfer through `examples/proxy`, checked byte for byte. `.ci/transfer` makes it long.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,19 +22,32 @@ each_driver! {
     fn bytes_pass_through_the_proxy_unchanged(driver: Driver) {
         transfer(driver, amount_mib());
     }
+
+    fn a_target_that_is_away_ends_a_connection_and_not_the_proxy(driver: Driver) {
+        let (listener, target) = peer::listen();
+        drop(listener);
+        let (proxy, addr) = start(driver, target);
+        for _ in 0..3 {
+            peer::expect_closed(&peer::connect(addr));
+        }
+        // The port is free again, and what comes now is passed on.
+        let listener = TcpListener::bind(target).expect("bind the target");
+        let mut client = peer::connect(addr);
+        client.write_all(b"hello").expect("a peer's write");
+        let mut greeting = [0; 5];
+        peer::accept(&listener).read_exact(&mut greeting).expect("a peer's read");
+        assert_eq!(&greeting, b"hello");
+        let (_, errors) = proxy.kill();
+        assert_eq!(errors.matches("refused").count(), 3, "{errors}");
+    }
 }
 
 fn transfer(driver: Driver, mib: u64) {
     let len = (mib << 20) / (2 * CONNECTIONS);
     let (listener, target) = peer::listen();
-    let mut command = Command::new(example("proxy"));
-    command.args(["127.0.0.1:0", &target.to_string()]).env("ANNULUS_DRIVER", driver.to_string());
-    let mut proxy = Running::start(command);
-    let addr: SocketAddr = proxy.line_after("listening on ").parse().expect("an address");
-    let runs_on = proxy.line_after("driver: ");
-    assert!(runs_on.contains(&driver.to_string()), "the proxy runs on {runs_on}");
+    let (proxy, addr) = start(driver, target);
 
-    let start = Instant::now();
+    let begin = Instant::now();
     let servers = peer(move || {
         let serve = |_| {
             let mut stream = peer::accept(&listener);
@@ -56,10 +69,21 @@ fn transfer(driver: Driver, mib: u64) {
     };
     (1..=CONNECTIONS).map(connect).collect::<Vec<_>>().into_iter().for_each(Peer::join);
     servers.join();
-    let took = start.elapsed().as_secs_f64();
+    let took = begin.elapsed().as_secs_f64();
     let (_, errors) = proxy.kill();
     assert_eq!(errors, "", "the proxy has reported errors");
     say(&format!("{mib} MiB on {driver} in {took:.1} s, {:.0} MiB/s", mib as f64 / took));
+}
+
+/// The proxy as a child process.
+fn start(driver: Driver, target: SocketAddr) -> (Running, SocketAddr) {
+    let mut command = Command::new(example("proxy"));
+    command.args(["127.0.0.1:0", &target.to_string()]).env("ANNULUS_DRIVER", driver.to_string());
+    let mut proxy = Running::start(command);
+    let addr = proxy.line_after("listening on ").parse().expect("an address");
+    let runs_on = proxy.line_after("driver: ");
+    assert!(runs_on.contains(&driver.to_string()), "the proxy runs on {runs_on}");
+    (proxy, addr)
 }
 
 /// Sends one stream and its end, and checks that the other one comes, and its end.
