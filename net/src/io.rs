@@ -214,6 +214,11 @@ impl<'a> Direction<'a> {
 
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.progress == Progress::Copying && self.held.is_empty() {
+            let count = ready!(self.from.get()?.poll_pass_on(cx, &*self.to.get()?))?;
+            if count > 0 {
+                self.copied += count as u64;
+                return Poll::Ready(Ok(()));
+            }
             ready!(self.poll_take(cx))?;
         }
         match self.progress {

@@ -99,6 +99,19 @@ impl Connection {
         self.inbound.borrow_mut().lease_out()
     }
 
+    /// Lets another connection copy the little that has come next. 0 if nothing has, or much.
+    pub(crate) fn poll_pass_on(
+        &self,
+        cx: &mut Context<'_>,
+        to: &Connection,
+    ) -> Poll<io::Result<usize>> {
+        let mut inbound = self.inbound.borrow_mut();
+        let Some(front) = inbound.small_front() else { return Poll::Ready(Ok(0)) };
+        let count = ready!(to.poll_write(cx, &[IoSlice::new(front)]))?;
+        inbound.advance_front(count);
+        Poll::Ready(Ok(count))
+    }
+
     /// So much was there at once.
     pub(crate) fn note_taken(&self, bytes: usize) {
         self.inbound.borrow_mut().note_taken(bytes);

@@ -193,6 +193,26 @@ impl Inbound {
         self.front.take().map(PoolBuffer::into_lease)
     }
 
+    /// What comes next, if it is here and so small that it is better copied than leased.
+    pub(super) fn small_front(&mut self) -> Option<&PoolBuffer> {
+        if !self.returned.is_empty() {
+            return None;
+        }
+        if self.front.is_none() {
+            self.take_next();
+        }
+        self.front.as_ref().filter(|front| front.len() <= LIMITS.copied_send_bytes_max)
+    }
+
+    pub(super) fn advance_front(&mut self, count: usize) {
+        if let Some(front) = &mut self.front {
+            front.advance(count);
+            if front.is_empty() {
+                self.front = None;
+            }
+        }
+    }
+
     /// Once all bytes are out: the end, or the error that follows them.
     fn over(&mut self) -> Option<io::Result<()>> {
         if let Some(error) = self.failed.take() {
@@ -229,13 +249,10 @@ impl Inbound {
             }
             return count;
         }
-        let Some(front) = &mut self.front else { return 0 };
+        let Some(front) = &self.front else { return 0 };
         let count = copy(front, memory);
         if take != Take::Peek {
-            front.advance(count);
-            if front.is_empty() {
-                self.front = None;
-            }
+            self.advance_front(count);
         }
         count
     }
