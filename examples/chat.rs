@@ -1,4 +1,5 @@
-//! A chat of lines on one thread: `chat [ADDR]`, then `nc 127.0.0.1 7000`. The first line is a name.
+//! A chat of lines on one thread: `chat [ADDR]`, then `nc 127.0.0.1 7000`. The first line is your
+//! name.
 //!
 //! The room remembers its last lines, and each client has a task that sends them on from where it
 //! stands. So a client that does not read holds nobody up and costs no memory: it misses lines.
