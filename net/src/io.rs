@@ -235,7 +235,6 @@ impl<'a> Direction<'a> {
             self.held.push(lease);
             next = if self.held.has_room() { from.lease_out() } else { None };
         }
-        from.note_taken(self.held.bytes);
         if self.held.is_empty() {
             self.progress = Progress::Ending;
         }

@@ -112,11 +112,6 @@ impl Connection {
         Poll::Ready(Ok(count))
     }
 
-    /// So much was there at once.
-    pub(crate) fn note_taken(&self, bytes: usize) {
-        self.inbound.borrow_mut().note_taken(bytes);
-    }
-
     pub(crate) fn put_back(&self, bytes: &[u8]) {
         self.inbound.borrow_mut().put_back(bytes);
     }

@@ -45,7 +45,7 @@ pub(crate) struct Inbound {
     pooled: Option<Multishot<ReceivePooled>>,
     /// The pool had no buffer for this stream: the next receive goes to the caller's memory.
     dry: bool,
-    /// Bytes taken since the reader last had to wait.
+    /// Bytes taken since there was last nothing behind them.
     run: usize,
     /// So much comes without a pause that receives go to the caller's memory.
     bulk: bool,
@@ -99,10 +99,8 @@ impl Inbound {
         take: Take,
     ) -> Poll<io::Result<usize>> {
         let answer = self.poll_fill(cx, memory, take);
-        match &answer {
-            Poll::Ready(Ok(count)) if take != Take::Peek => self.took(*count),
-            Poll::Ready(_) => {}
-            Poll::Pending => self.pauses(),
+        if answer.is_pending() {
+            self.pauses();
         }
         answer
     }
@@ -137,10 +135,8 @@ impl Inbound {
     /// end.
     pub(super) fn poll_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
         let answer = self.poll_hand_out(cx);
-        match &answer {
-            Poll::Ready(Ok(lease)) => self.took(lease.len()),
-            Poll::Ready(_) => {}
-            Poll::Pending => self.pauses(),
+        if answer.is_pending() {
+            self.pauses();
         }
         answer
     }
@@ -163,9 +159,13 @@ impl Inbound {
         }
     }
 
-    fn took(&mut self, count: usize) {
+    /// So much was taken; more was there if it has filled its memory.
+    fn took(&mut self, count: usize, filled: bool) {
         self.run = self.run.saturating_add(count);
         self.bulk |= self.run >= LIMITS.recv_queue_bytes_max;
+        if !filled {
+            self.pauses();
+        }
     }
 
     /// The reader has everything there is.
@@ -176,12 +176,6 @@ impl Inbound {
         }
     }
 
-    /// So much was there at once: what comes next may be as much.
-    pub(super) fn note_taken(&mut self, bytes: usize) {
-        self.run = self.run.max(bytes);
-        self.bulk |= bytes >= LIMITS.direct_recv_bytes_min;
-    }
-
     /// What is here, without asking the kernel.
     pub(super) fn lease_out(&mut self) -> Option<Lease> {
         if !self.returned.is_empty() {
@@ -190,7 +184,9 @@ impl Inbound {
         if self.front.is_none() {
             self.take_next();
         }
-        self.front.take().map(PoolBuffer::into_lease)
+        let front = self.front.take()?;
+        self.took(front.len(), front.is_whole());
+        Some(front.into_lease())
     }
 
     /// What comes next, if it is here and so small that it is better copied than leased.
@@ -236,6 +232,9 @@ impl Inbound {
             filled += self.copy_front(&mut memory[filled..], take);
             let done = filled == memory.len() || take == Take::Peek;
             if done || !whole || self.front.is_none() && !self.take_next() {
+                if take != Take::Peek {
+                    self.took(filled, whole || self.front.is_some());
+                }
                 return filled;
             }
         }
@@ -362,6 +361,7 @@ impl Inbound {
     fn received_directly(&mut self, count: usize, filled: bool) {
         // Back to the pool, if it has recovered; `poll_pooled` looks.
         self.dry = false;
+        self.took(count, filled);
         if count > 0 && !filled && self.short_read_empties {
             short_read(&self.fd);
             self.drained = self.pooled.is_some();
