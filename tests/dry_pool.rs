@@ -3,12 +3,13 @@
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use annulus::net::{TcpListener, TcpStream};
+use annulus::net::{TcpListener, TcpStream, UnixStream};
 use annulus::time::timeout;
 use annulus::{Driver, Runtime};
 
@@ -228,6 +229,28 @@ each_driver! {
         };
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
+
+    // Linux bounds that since 6.17; before, all that has come may be taken at once.
+    async fn what_one_call_takes_ahead_is_bounded() {
+        const MANY: usize = 150_000;
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let fd = ours.as_raw_fd();
+        theirs.write_all(&Keyed(1).bytes(0, MANY)).unwrap();
+        let mut stream = UnixStream::from_std(ours).unwrap();
+        let mut first = [0; 1];
+        stream.read(&mut first).await.unwrap();
+        settle().await;
+        let taken = MANY as u64 - unread_in_kernel(fd);
+        if kernel() >= (6, 17) {
+            assert!(taken <= 64 * 1024 + 4096, "{taken} bytes were taken ahead at once");
+        } else {
+            println!("before Linux 6.17: {taken} bytes were taken ahead at once");
+        }
+        let mut rest = vec![0; MANY - 1];
+        stream.read_exact(&mut rest).await.unwrap();
+        Keyed(1).check(0, &first);
+        Keyed(1).check(1, &rest);
+    }
 }
 
 fn small_pool(driver: Driver) -> Runtime {
@@ -332,6 +355,14 @@ fn narrow_connect(addr: SocketAddr) -> std::net::TcpStream {
     socket.set_send_buffer_size(SOCKET_BYTES).unwrap();
     socket.connect(&addr.into()).unwrap();
     socket.into()
+}
+
+/// The kernel's version.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse());
+    let mut next = || numbers.next().and_then(Result::ok).expect("a number of the version");
+    (next(), next())
 }
 
 /// The descriptor, which the stream shows when it is printed.

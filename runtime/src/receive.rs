@@ -7,8 +7,9 @@ use std::rc::Rc;
 use io_uring::opcode;
 use io_uring::types;
 
-use crate::buf::{GROUP, Lease, Pool, PoolBuffer};
+use crate::buf::{Lease, Pool, PoolBuffer};
 use crate::config::LIMITS;
+use crate::driver::multishot_receive;
 use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 use crate::fd::{Fd, Interest};
 use crate::shard;
@@ -70,7 +71,9 @@ unsafe impl MultishotOperation for ReceivePooled {
 
     fn entry(&mut self) -> Entry {
         self.check_pool();
-        opcode::RecvMulti::new(types::Fd(self.fd.raw()), GROUP).build()
+        // The queue is looked at when answers are reaped: a burst within one call of the kernel is
+        // bounded by the kernel only.
+        multishot_receive(self.fd.raw(), LIMITS.recv_queue_bytes_max as u32)
     }
 
     fn call(&mut self) -> io::Result<Completion> {

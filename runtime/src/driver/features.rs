@@ -10,6 +10,7 @@
 //! | multishot receive of messages | 6.0 | datagrams are received by system calls |
 //! | `NO_SQARRAY` | 6.6 | a ring with the array |
 //! | `NO_IOWAIT` (feature bit) | 6.15 | an idle shard shows as I/O wait |
+//! | multishot receive with a bound on its bytes | 6.17 | a burst may pass the queue's bound |
 //! | sends that report failures only | 5.17 | each send has a completion |
 //! | `SEND_ZC` (probe) | 6.0 | zero-copy sends are plain sends |
 //!
@@ -60,6 +61,7 @@ static TRIAL: OnceLock<Result<Trial, Refusal>> = OnceLock::new();
 struct Trial {
     quiet_sends: bool,
     zero_copy_sends: bool,
+    bounded_receives: bool,
 }
 
 /// True if a send can be told to report failures only. Decided with the first ring.
@@ -70,6 +72,13 @@ pub(crate) fn quiet_sends() -> bool {
 /// True if the kernel has sends that do not copy. Decided with the first ring.
 pub(crate) fn zero_copy_sends() -> bool {
     matches!(TRIAL.get(), Some(Ok(Trial { zero_copy_sends: true, .. })))
+}
+
+/// A receive into the pool that stays armed until it has brought so many bytes; without end where
+/// the kernel cannot count. What crosses the bound is not cut.
+pub(crate) fn multishot_receive(fd: RawFd, bytes_max: u32) -> squeue::Entry {
+    let bounded = matches!(TRIAL.get(), Some(Ok(Trial { bounded_receives: true, .. })));
+    if bounded { bounded_receive(fd, bytes_max) } else { unbounded_receive(fd) }
 }
 
 /// Makes a ring of the configured size, or a smaller one where locked memory is short.
@@ -196,14 +205,16 @@ fn try_out(ring: &mut Ring) -> Result<Trial, Failure> {
     try_receive(ring)?;
     try_accept(&mut ring.ring)?;
     let quiet_sends = try_quiet_send(&mut ring.ring)?;
-    Ok(Trial { quiet_sends, zero_copy_sends: has_zero_copy_sends(&ring.ring) })
+    let bounded_receives = try_bounded_receive(ring)?;
+    let zero_copy_sends = has_zero_copy_sends(&ring.ring);
+    Ok(Trial { quiet_sends, zero_copy_sends, bounded_receives })
 }
 
 fn try_receive(ring: &mut Ring) -> Result<(), Failure> {
     let stage = Stage::Probe("a multishot receive");
     let (ours, theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
     io::Write::write_all(&mut &theirs, b"a").map_err(|error| (stage, error))?;
-    let receive = opcode::RecvMulti::new(Fd(ours.as_raw_fd()), GROUP).build();
+    let receive = unbounded_receive(ours.as_raw_fd());
     let answer = round_trip(&mut ring.ring, &receive).map_err(|error| (Stage::Enter, error))?;
     if let Some(buffer) = answer.buffer() {
         drop(ring.pool.lend(buffer, 1));
@@ -225,6 +236,39 @@ fn try_accept(ring: &mut IoUring) -> Result<(), Failure> {
         Some(answer) if answer.is_errno(libc::EINVAL) => answered(stage, answer),
         _ => Ok(()),
     }
+}
+
+/// True if the kernel ends a multishot receive that has brought as much as it was to bring.
+fn try_bounded_receive(ring: &mut Ring) -> Result<bool, Failure> {
+    let stage = Stage::Probe("a multishot receive");
+    let (ours, theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
+    io::Write::write_all(&mut &theirs, b"a").map_err(|error| (stage, error))?;
+    let receive = bounded_receive(ours.as_raw_fd(), 1);
+    let answer = round_trip(&mut ring.ring, &receive).map_err(|error| (Stage::Enter, error))?;
+    if let Some(buffer) = answer.buffer() {
+        drop(ring.pool.lend(buffer, 1));
+    }
+    if answer.more() {
+        cancel_all(&mut ring.ring)?;
+    }
+    Ok(answer.result().is_ok() && !answer.more())
+}
+
+fn unbounded_receive(fd: RawFd) -> squeue::Entry {
+    opcode::RecvMulti::new(Fd(fd), GROUP).build()
+}
+
+fn bounded_receive(fd: RawFd, bytes_max: u32) -> squeue::Entry {
+    /// Where `optlen` stands in a submission (`struct io_uring_sqe`), which the crate cannot set.
+    const OPTLEN: usize = 44;
+    let mut entry = unbounded_receive(fd);
+    const { assert!(size_of::<squeue::Entry>() == 64) };
+    let start = (&raw mut entry).cast::<u8>();
+    // SAFETY: the field lies within the entry, which is 64 bytes of plain integers.
+    let field = unsafe { start.add(OPTLEN) }.cast::<u32>();
+    // SAFETY: as above; it is aligned as the entry is, which begins with 64-bit fields.
+    unsafe { field.write(bytes_max) };
+    entry
 }
 
 /// A listener at an address of the kernel's choice, in the abstract name space.

@@ -25,6 +25,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use self::epoll::Epoll;
+pub(crate) use self::features::multishot_receive;
 use self::features::{NoRing, make_ring};
 use self::operation::{Completion, MultishotOperation, Operation};
 pub use self::quiet::Batch;
