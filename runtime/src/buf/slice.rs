@@ -230,7 +230,7 @@ unsafe impl IoBufMut for bytes::BytesMut {
 }
 
 /// A part of a buffer: see [`IoBuf::slice`]. After a receive it is what was received.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Slice<B> {
     buffer: B,
     begin: usize,
@@ -258,6 +258,16 @@ impl<B: IoBuf> Slice<B> {
     /// The whole buffer.
     pub fn into_inner(self) -> B {
         self.buffer
+    }
+}
+
+impl<B: IoBuf + Clone> Clone for Slice<B> {
+    /// # Panics
+    ///
+    /// If the clone of the buffer is shorter than where the slice begins.
+    fn clone(&self) -> Slice<B> {
+        // Checked once more: what lies before the slice counts as written.
+        Slice::new(self.buffer.clone(), self.begin..self.end)
     }
 }
 
@@ -402,6 +412,27 @@ mod tests {
     #[expect(clippy::reversed_empty_ranges, reason = "that is what is tested")]
     fn a_slice_that_ends_before_it_begins_is_refused() {
         let _refused = "abc".slice(2..1);
+    }
+
+    #[test]
+    #[should_panic(expected = "begins at 2, behind a buffer of 0 bytes")]
+    fn a_clone_that_is_shorter_is_refused() {
+        struct Fresh(Vec<u8>);
+
+        impl Clone for Fresh {
+            fn clone(&self) -> Fresh {
+                Fresh(Vec::with_capacity(self.0.capacity()))
+            }
+        }
+
+        // SAFETY: as for the vector.
+        unsafe impl IoBuf for Fresh {
+            fn as_slice(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        let _refused = Fresh(vec![1, 2, 3]).slice(2..).clone();
     }
 
     #[test]
