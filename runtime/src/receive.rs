@@ -144,6 +144,10 @@ pub fn recv_lease(fd: &Fd, bytes_max: usize) -> io::Result<(Lease, bool)> {
     let count = sys::recv(fd.as_fd(), memory, 0)?;
     // SAFETY: the kernel has written `count` bytes of the spare capacity of an empty vector.
     unsafe { bytes.set_len(count) };
+    if count < asked / 2 {
+        // Whoever keeps leases of little keeps little.
+        bytes.shrink_to_fit();
+    }
     Ok((Lease::from(bytes), count == asked))
 }
 
