@@ -323,6 +323,20 @@ each_driver! {
         });
     }
 
+    async fn a_detached_stream_that_lingers_blocks_nobody() {
+        let (listener, addr) = peer::listen();
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let deaf = peer::accept(&listener);
+        stream.set_linger(Some(Duration::from_secs(5))).unwrap();
+        stream.write(&vec![0; 8 << 20]).await.unwrap();
+        let detached = stream.detach().unwrap();
+        let start = std::time::Instant::now();
+        drop(detached);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(2), "blocked for {took:?}");
+        drop(deaf);
+    }
+
     fn a_stream_cannot_be_attached_outside_of_a_runtime(driver: Driver) {
         let runtime = common::runtime(driver);
         let (detached, peer) = runtime.block_on(async {

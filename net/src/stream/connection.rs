@@ -213,17 +213,13 @@ impl Connection {
     pub(super) fn stop(&self) -> io::Result<(Unread, Unsent)> {
         self.outbound().start_moving();
         settle(|| self.outbound().has_stopped());
-        let mut outbound = self.outbound();
-        let unsent = outbound.take_unsent();
-        if !outbound.has_stopped() {
-            outbound.resume(unsent);
+        if !self.outbound().has_stopped() {
             return Err(io::Error::other("the kernel holds on to bytes of the stream: try again"));
         }
-        drop(outbound);
         self.inbound.borrow_mut().halt();
         self.let_go();
         let unread = self.inbound.borrow_mut().take_unread();
-        Ok((unread, unsent))
+        Ok((unread, self.outbound().take_unsent()))
     }
 
     /// Goes on where another shard's connection has stopped.
@@ -282,7 +278,7 @@ impl Resident for Connection {
 
 /// With `SO_LINGER` a close blocks until the peer has everything or the time is up, also where the
 /// socket is non-blocking: so it gets a thread of its own.
-fn close_elsewhere(socket: OwnedFd) {
+pub(super) fn close_elsewhere(socket: OwnedFd) {
     // Without a thread the closure, and with it the socket, is dropped here: late, but closed.
     let _refused =
         std::thread::Builder::new().name("annulus-close".to_owned()).spawn(move || drop(socket));

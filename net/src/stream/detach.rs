@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use annulus_runtime::io::{check_runtime, send, set_nonblocking};
 use socket2::SockRef;
 
+use super::connection::close_elsewhere;
 use super::inbound::Unread;
 use super::outbound::Unsent;
 use super::{Connection, Stream};
@@ -139,6 +140,10 @@ impl<F: Family> Drop for Detached<F> {
             if !unsent.bytes.is_empty() {
                 // Nobody is left to be told that it did not fit, or that the peer is gone.
                 let _unheard = send(socket.as_fd(), &unsent.bytes);
+            }
+            let linger = SockRef::from(&socket).linger();
+            if F::LINGERS && linger.is_ok_and(|linger| linger.is_some_and(|time| !time.is_zero())) {
+                close_elsewhere(socket);
             }
         }
     }

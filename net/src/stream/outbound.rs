@@ -51,7 +51,7 @@ pub(super) struct Outbound {
     /// What has become of a buffer that a caller has handed over.
     handed: Handed,
     zero_copy: ZeroCopy,
-    /// The connection moves: what the kernel has not sent stays here.
+    /// The kernel has been asked to stop, because the connection moves: what it has not sent stays.
     moving: bool,
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
@@ -222,7 +222,6 @@ impl Outbound {
     pub(super) fn start_moving(&mut self) {
         self.collect();
         self.abandon();
-        self.moving = true;
         if let Some(waiting) = &mut self.waiting {
             if !waiting.cancel() {
                 // On epoll nothing is with the kernel: the bytes are still here.
@@ -231,6 +230,7 @@ impl Outbound {
                 self.unsent.splice(..0, rest.into_iter().flatten());
             }
         }
+        self.moving = self.is_sending();
     }
 
     /// True when the kernel holds nothing more of what was written.
@@ -248,10 +248,9 @@ impl Outbound {
         }
     }
 
-    /// Goes on where another shard's connection has stopped, or where this one has.
+    /// Goes on where another shard's connection has stopped.
     pub(super) fn resume(&mut self, unsent: Unsent) {
         let Unsent { bytes, error, closing } = unsent;
-        self.moving = false;
         self.unsent = bytes;
         self.error = error;
         self.closing = closing;
@@ -390,10 +389,11 @@ impl Outbound {
 
     /// A part of our own buffer was sent: what about the rest?
     fn weigh_own(&mut self, mut buffer: Vec<u8>, start: usize, result: io::Result<usize>) {
+        let moving = std::mem::take(&mut self.moving);
         let count = match result {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(e) if self.moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
+            Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) => {
                 self.error = Some(error);
                 self.unsent = Vec::new();
@@ -403,7 +403,7 @@ impl Outbound {
         let start = start + count;
         if start == buffer.len() {
             give_back(buffer);
-        } else if self.moving {
+        } else if moving {
             buffer.drain(..start);
             buffer.append(&mut self.unsent);
             self.unsent = buffer;
