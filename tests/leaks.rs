@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io::ErrorKind;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use annulus::net::TcpStream;
@@ -130,6 +131,21 @@ each_driver! {
         }
         // The first round fills caches; after it, a leak of 32 bytes an operation would show.
         assert!(grown[3] < 2 << 20, "memory grew in the four rounds by {grown:?} bytes");
+    }
+
+    async fn a_dropped_accept_lets_go_of_its_task() {
+        struct Idle;
+        impl std::task::Wake for Idle {
+            fn wake(self: Arc<Self>) {}
+        }
+        let (listener, _) = listen().await;
+        let idle = Arc::new(Idle);
+        let waker = std::task::Waker::from(Arc::clone(&idle));
+        let mut accepting = Box::pin(listener.accept());
+        let waiting = accepting.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+        assert!(waiting.is_pending());
+        drop((accepting, waker));
+        assert_eq!(Arc::strong_count(&idle), 1, "the listener keeps a task that has gone");
     }
 
     #[alone]

@@ -1,6 +1,7 @@
 //! A listener and the connections that wait on it, whatever the family of its socket.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::marker::PhantomData;
@@ -17,9 +18,9 @@ use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
 
 use crate::family::Family;
-use crate::notice::Notice;
 use crate::operations::Accept;
 use crate::stream::Stream;
+use crate::waiters::{Place, Waiters};
 
 /// A socket that accepts connections: [`TcpListener`](crate::TcpListener) or
 /// [`UnixListener`](crate::UnixListener).
@@ -30,9 +31,10 @@ use crate::stream::Stream;
 ///
 /// The listener works on the shard where it was made. It may be sent to another thread, where it
 /// can be dropped. Dropping it closes the socket and the connections that wait, and frees the port.
-#[derive(Debug)]
 pub struct Listener<F: Family> {
     state: Homed<Listening>,
+    /// Tasks in `accept`. All look when something has come: one that has gone keeps none from it.
+    waiters: Arc<Waiters>,
     _family: PhantomData<fn() -> F>,
 }
 
@@ -52,15 +54,15 @@ impl<F: Family> Listener<F> {
         let fd = Fd::new(socket);
         set_nonblocking(fd.as_fd(), true)?;
         let linger = SockRef::from(&*fd).linger()?;
-        let state = Homed::new(|key| Listening {
+        let waiters = Arc::<Waiters>::default();
+        let state = Homed::new(|_key| Listening {
             linger,
-            notice: Waker::from(Arc::new(Notice(key))),
+            waiters: Waker::from(Arc::clone(&waiters)),
             accepting: RefCell::new(Some(Multishot::new(Accept::new(Rc::clone(&fd))))),
-            waiters: RefCell::default(),
             back_off: RefCell::default(),
             fd,
         })?;
-        Ok(Listener { state, _family: PhantomData })
+        Ok(Listener { state, waiters, _family: PhantomData })
     }
 
     /// The next connection and its peer's address.
@@ -79,7 +81,7 @@ impl<F: Family> Listener<F> {
     ///
     /// A dropped `accept` loses no connection: the next one gets it.
     pub fn accept(&self) -> Accepting<'_, F> {
-        Accepting { listener: self }
+        Accepting { listener: self, place: self.waiters.place() }
     }
 
     /// The connections, one after the other, as a stream that does not end.
@@ -114,14 +116,18 @@ impl<F: Family> Listener<F> {
     }
 }
 
+impl<F: Family> fmt::Debug for Listener<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 /// The state of a listener, which stays on its shard.
 struct Listening {
     /// `None` once the listener is gone.
     accepting: RefCell<Option<Multishot<Accept>>>,
-    /// Tasks in `accept`. All look when something has come: one that has gone keeps none from it.
-    waiters: RefCell<Vec<Waker>>,
-    /// Marks the listener dirty, and so has the waiters woken.
-    notice: Waker,
+    /// Wakes all who wait in `accept`. The driver is given this, never a task's own.
+    waiters: Waker,
     /// Accepted sockets inherit it.
     linger: Option<Duration>,
     /// After an error that is not a client's: when to try again.
@@ -130,9 +136,9 @@ struct Listening {
 }
 
 impl Listening {
-    /// Polls for itself, not for the caller: whoever waits is woken by `write_out`.
+    /// Polls for all who wait, not for the caller.
     fn poll_accept<F: Family>(&self) -> Poll<io::Result<(Stream<F>, F::Address)>> {
-        let mut cx = Context::from_waker(&self.notice);
+        let mut cx = Context::from_waker(&self.waiters);
         loop {
             ready!(self.poll_back_off(&mut cx));
             let mut accepting = self.accepting.borrow_mut();
@@ -169,19 +175,6 @@ impl Listening {
         Poll::Ready(())
     }
 
-    fn wait(&self, cx: &Context<'_>) {
-        let known = self.waiters.borrow().iter().any(|waiter| waiter.will_wake(cx.waker()));
-        if !known {
-            let waker = cx.waker().clone();
-            self.waiters.borrow_mut().push(waker);
-        }
-    }
-
-    fn wake_waiters(&self) {
-        let waiters = self.waiters.take();
-        waiters.into_iter().for_each(Waker::wake);
-    }
-
     /// Ends the accept in the kernel before this returns, so that the port is free when the
     /// descriptor is closed.
     fn stop(&self) {
@@ -189,15 +182,11 @@ impl Listening {
         if let Some(mut accepting) = accepting {
             accepting.stop_now();
         }
-        self.wake_waiters();
+        self.waiters.wake_by_ref();
     }
 }
 
 impl Resident for Listening {
-    fn write_out(self: Rc<Self>) {
-        self.wake_waiters();
-    }
-
     fn release(self: Rc<Self>) -> Release {
         self.stop();
         Release::Depart
@@ -232,21 +221,17 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// The future of [`Listener::accept`].
-#[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Accepting<'a, F: Family> {
     listener: &'a Listener<F>,
+    place: Place<'a>,
 }
 
 impl<F: Family> Accepting<'_, F> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream<F>, F::Address)>> {
         let state = self.listener.state.get()?;
         ready!(poll_budget(cx));
-        let answer = state.poll_accept();
-        if answer.is_pending() {
-            state.wait(cx);
-        }
-        answer
+        self.place.poll(cx, |_| state.poll_accept())
     }
 }
 
@@ -255,6 +240,12 @@ impl<F: Family> Future for Accepting<'_, F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.get_mut().poll_next(cx)
+    }
+}
+
+impl<F: Family> fmt::Debug for Accepting<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepting").field("listener", self.listener).finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,6 @@ mod outbound;
 mod owned;
 mod socket;
 mod state;
-mod waiters;
 
 pub use offload::Segments;
 pub use options::UdpOptions;

@@ -18,9 +18,9 @@ use super::offload::{Segments, check_segments};
 use super::options::UdpOptions;
 use super::outbound::Outgoing;
 use super::state::State;
-use super::waiters::{Place, Waiters};
 use crate::addr::{ToSocketAddrs, internet_address, resolve, resolve_first};
 use crate::memory::memory_of;
+use crate::waiters::{Place, Waiters};
 
 /// A UDP socket.
 ///

@@ -13,7 +13,7 @@ use socket2::SockRef;
 
 use super::inbound::{Inbound, Received, Take};
 use super::outbound::{Outbound, Outgoing};
-use super::waiters::Waiters;
+use crate::waiters::Waiters;
 
 pub(super) struct State {
     fd: Rc<Fd>,

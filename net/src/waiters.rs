@@ -1,5 +1,5 @@
-//! Tasks that wait for one direction of a socket. What the driver wakes wakes all of them: one that
-//! has gone keeps none of the others from what has come.
+//! Tasks that wait for a listener, or for one direction of a socket. What the driver wakes wakes
+//! all of them: one that has gone keeps none of the others from what has come.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 /// The waker that the driver is given. Woken on the socket's own shard only, so that the lock is
 /// never waited for; it is there because wakers may travel.
 #[derive(Default)]
-pub(super) struct Waiters(Mutex<List>);
+pub(crate) struct Waiters(Mutex<List>);
 
 #[derive(Default)]
 struct List {
@@ -18,7 +18,7 @@ struct List {
 
 impl Waiters {
     /// A place for one future, which joins when it has to wait.
-    pub(super) fn place(&self) -> Place<'_> {
+    pub(crate) fn place(&self) -> Place<'_> {
         Place { waiters: self, id: None }
     }
 
@@ -48,7 +48,7 @@ impl Wake for Waiters {
 }
 
 /// Where a future waits; dropped with it.
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     waiters: &'a Waiters,
     /// Set once the future has waited.
     id: Option<u64>,
@@ -56,7 +56,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     /// Polls, and waits for the next wake if the answer is not there.
-    pub(super) fn poll<T>(
+    pub(crate) fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         answer: impl FnOnce(&mut Context<'_>) -> Poll<T>,
