@@ -34,7 +34,7 @@ mod waiters;
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
 pub use listener::{Accepting, Incoming, Listener};
-pub use stream::{Stream, ZeroCopy};
+pub use stream::{AttachError, DetachError, Detached, Stream, ZeroCopy};
 pub use tcp::{ListenOptions, TcpListener, TcpStream};
 pub use udp::{UdpOptions, UdpSocket};
 pub use unix::{Credentials, UnixListenOptions, UnixListener, UnixStream};

@@ -85,6 +85,10 @@ impl<F: Family> Listener<F> {
     }
 
     /// The connections, one after the other, as a stream that does not end.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`accept`](Listener::accept).
     pub fn incoming(&self) -> Incoming<'_, F> {
         Incoming { accepting: self.accept() }
     }
@@ -260,6 +264,10 @@ impl<F: Family> Incoming<'_, F> {
     /// The next connection, as [`Listener::accept`].
     ///
     /// # Errors
+    ///
+    /// As [`Listener::accept`].
+    ///
+    /// # Cancel safety
     ///
     /// As [`Listener::accept`].
     pub async fn next(&mut self) -> io::Result<Stream<F>> {

@@ -154,6 +154,10 @@ impl Listener<Tcp> {
     /// # Panics
     ///
     /// Outside of a runtime, if a name has to be resolved; otherwise that is an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped `bind` listens to nothing.
     pub async fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
         TcpListener::bind_with(address, ListenOptions::new()).await
     }
@@ -165,6 +169,10 @@ impl Listener<Tcp> {
     /// As [`bind`](TcpListener::bind).
     ///
     /// # Panics
+    ///
+    /// As [`bind`](TcpListener::bind).
+    ///
+    /// # Cancel safety
     ///
     /// As [`bind`](TcpListener::bind).
     pub async fn bind_with(

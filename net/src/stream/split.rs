@@ -83,6 +83,10 @@ macro_rules! reads {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
                 poll_fn(|cx| self.0.poll_read(cx, buffer, Take::Some)).await
             }
@@ -90,6 +94,10 @@ macro_rules! reads {
             /// As [`Stream::read_exact`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -101,6 +109,10 @@ macro_rules! reads {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
                 poll_fn(|cx| self.0.poll_read(cx, buffer, Take::Peek)).await
             }
@@ -108,6 +120,10 @@ macro_rules! reads {
             /// As [`Stream::recv`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn recv<B: IoBufMut>(&mut self, buffer: B) -> BufResult<usize, B> {
@@ -119,6 +135,10 @@ macro_rules! reads {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn recv_exact<B: IoBufMut>(&mut self, buffer: B) -> BufResult<usize, B> {
                 self.0.receive_exact(buffer).await
             }
@@ -126,6 +146,10 @@ macro_rules! reads {
             /// As [`Stream::recv_lease`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn recv_lease(&mut self) -> io::Result<Lease> {
@@ -145,6 +169,10 @@ macro_rules! writes {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
                 poll_fn(|cx| self.0.poll_write(cx, &[IoSlice::new(buffer)])).await
             }
@@ -152,6 +180,10 @@ macro_rules! writes {
             /// As [`Stream::write_all`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn write_all(&mut self, buffer: &[u8]) -> io::Result<()> {
@@ -163,6 +195,10 @@ macro_rules! writes {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
                 poll_fn(|cx| self.0.poll_write(cx, buffers)).await
             }
@@ -170,6 +206,10 @@ macro_rules! writes {
             /// As [`Stream::send`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn send<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
@@ -181,6 +221,10 @@ macro_rules! writes {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn send_all<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
                 self.0.transmit_all(buffer).await
             }
@@ -188,6 +232,10 @@ macro_rules! writes {
             /// As [`Stream::send_zc`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn send_zc<B: IoBuf>(&mut self, buffer: B) -> BufResult<usize, B> {
@@ -208,6 +256,10 @@ macro_rules! writes {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn send_vectored<B: IoBuf>(
                 &mut self,
                 buffers: Vec<B>,
@@ -220,6 +272,10 @@ macro_rules! writes {
             /// # Errors
             ///
             /// As there.
+            ///
+            /// # Cancel safety
+            ///
+            /// As there.
             pub async fn flush(&mut self) -> io::Result<()> {
                 poll_fn(|cx| self.0.poll_flush(cx)).await
             }
@@ -227,6 +283,10 @@ macro_rules! writes {
             /// As [`Stream::shutdown`].
             ///
             /// # Errors
+            ///
+            /// As there.
+            ///
+            /// # Cancel safety
             ///
             /// As there.
             pub async fn shutdown(&mut self) -> io::Result<()> {
