@@ -508,6 +508,7 @@ mod dropped_writes {
         }
 
         async fn what_is_written_behind_a_dropped_send_all_follows_its_prefix() {
+            let mut cut = 0;
             for how in 0..5 {
                 let (tell, told) = std::sync::mpsc::channel::<()>();
                 let (mut stream, peer) = with_peer(move |mut stream| {
@@ -541,10 +542,13 @@ mod dropped_writes {
                 let written = [500, 500, 20_000, 20_000, 0][how];
                 let wire = peer.await;
                 let prefix = wire.len() - written;
-                assert!(prefix > 0 && prefix < BEYOND_SOCKETS, "{prefix} bytes in way {how}");
+                assert!(prefix > 0, "nothing in way {how}");
+                cut += usize::from(prefix < BEYOND_SOCKETS);
                 Keyed(31).check(0, &wire[..prefix]);
                 Keyed(32).check(0, &wire[prefix..]);
             }
+            // A cancel may come too late: on Linux 6.1 it does not find a send about to go on.
+            assert!(cut > 0, "no send was cut short");
         }
 
         async fn a_stream_that_is_dropped_in_a_send_all_ends_behind_a_prefix() {
