@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use annulus::task::{spawn_blocking, yield_now};
+use annulus::task::{self, spawn_blocking, yield_now};
 use annulus::time::{sleep, timeout};
 use annulus::{JoinHandle, Runtime};
 
@@ -23,6 +23,28 @@ use common::steps::{poll_once, serve_echo, settle, with_peer};
 mod common;
 
 each_driver! {
+    async fn living_tasks_have_numbers_of_their_own() {
+        assert_eq!(task::try_id(), None, "the future of block_on is no task");
+        let tasks: Vec<_> = (0..100)
+            .map(|number| {
+                task::Builder::new().name(format!("the {number}th")).spawn(async {
+                    let id = task::id();
+                    yield_now().await;
+                    assert_eq!(task::id(), id, "a task keeps its number");
+                    id
+                })
+            })
+            .collect();
+        let mut ids = Vec::new();
+        for task in tasks {
+            ids.push(task.await.unwrap());
+        }
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 100);
+        assert_eq!(task::try_id(), None);
+    }
+
     async fn a_task_gives_its_result_to_who_awaits_it() {
         let shared = Rc::new(Cell::new(1));
         let inside = Rc::clone(&shared);

@@ -19,7 +19,7 @@ use crate::buf::Spare;
 use crate::config::Config;
 use crate::driver::{Driver, DriverInfo, Wait, Work};
 use crate::error::BuildError;
-use crate::executor::{Executor, Mailbox, RootWaker, ShardId};
+use crate::executor::{Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
 use crate::resident::Residents;
 use crate::sync::Arc;
 use crate::sys::EventFd;
@@ -122,7 +122,7 @@ impl Shard {
 
     /// One round of the loop. True if the root future was woken.
     fn turn(&self, root: &RootWaker) -> bool {
-        self.executor.run(self.config.event_interval, || self.renew_budget());
+        self.executor.run(self.config.event_interval, self);
         self.executor.take_mail();
         self.residents.write_out();
         let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
@@ -290,6 +290,16 @@ impl Shard {
                 return;
             }
         }
+    }
+}
+
+impl Observer for Shard {
+    fn before_poll(&self, _task: TaskInfo<'_>) {
+        self.renew_budget();
+    }
+
+    fn after_poll(&self, _task: TaskInfo<'_>) -> Pace {
+        Pace::GoOn
     }
 }
 

@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::task::Poll;
 
 pub use crate::blocking::spawn_blocking;
-pub use crate::executor::{AbortHandle, JoinError, JoinHandle};
+pub use crate::executor::{AbortHandle, JoinError, JoinHandle, TaskId, TaskInfo};
 use crate::shard;
 
 /// Spawns a task on this shard and returns a handle to its result.
@@ -36,6 +36,93 @@ where
     F::Output: 'static,
 {
     shard::current().executor.spawn(future)
+}
+
+/// Spawns tasks that have a name.
+///
+/// The name is seen where tasks are listed or found fault with; it need not be unique. A task
+/// without one is known by the type of its future and by where it was spawned.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::task;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let peer = "192.0.2.7:4000";
+/// let task = task::Builder::new().name(format!("connection of {peer}")).spawn(async { 42 });
+/// assert_eq!(task.await.unwrap(), 42);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "nothing is spawned until `spawn` is called"]
+pub struct Builder {
+    name: Option<String>,
+}
+
+impl Builder {
+    /// A task without a name, so far.
+    pub fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// Names the task.
+    pub fn name(mut self, name: impl Into<String>) -> Builder {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Spawns the task on this shard: see [`spawn`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    #[track_caller]
+    pub fn spawn<F>(self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let shard = shard::current();
+        match self.name {
+            Some(name) => shard.executor.spawn_named(&name, future),
+            None => shard.executor.spawn(future),
+        }
+    }
+}
+
+/// The number of the task that is being polled, or whose future is being dropped.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::task;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let one = task::spawn(async { task::id() });
+/// let other = task::spawn(async { task::id() });
+/// assert_ne!(one.await.unwrap(), other.await.unwrap());
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
+///
+/// # Panics
+///
+/// Outside of a task, as in the future that `block_on` runs: see [`try_id`].
+#[must_use]
+#[track_caller]
+pub fn id() -> TaskId {
+    match try_id() {
+        Some(id) => id,
+        None => panic!("task::id was called outside of a task, which only `spawn` makes"),
+    }
+}
+
+/// As [`id`]; `None` outside of a task.
+#[must_use]
+pub fn try_id() -> Option<TaskId> {
+    shard::try_with(|shard| shard.executor.current().map(|task| task.id())).flatten()
 }
 
 /// Lets every other ready task of this shard run once before this one goes on.

@@ -31,6 +31,10 @@ impl ShardId {
     /// No shard has this name.
     pub(super) const NOBODY: ShardId = ShardId(0);
 
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// A name that nobody had before.
     pub(crate) fn next() -> ShardId {
         static NEXT: AtomicU64 = AtomicU64::new(1);

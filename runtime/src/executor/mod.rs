@@ -53,8 +53,10 @@
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
 //! reference too; it is freed without a look at `Remote`.
 
+mod info;
 mod join;
 mod mailbox;
+mod origin;
 mod queue;
 mod state;
 mod task;
@@ -65,6 +67,7 @@ mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId};
 pub(crate) use queue::EnterGuard;
@@ -73,6 +76,7 @@ pub(crate) use waker::RootWaker;
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};
 use mailbox::Mail;
+use origin::Origin;
 use queue::Queue;
 use slab::Slab;
 use state::{Asked, Completion, Enqueue, Pause, Start};
@@ -89,6 +93,8 @@ pub(crate) struct Executor {
     queue: Queue,
     /// Every uncompleted task; being listed is being held.
     tasks: RefCell<Slab<TaskPtr>>,
+    /// The task whose future is being polled or dropped.
+    current: Cell<Option<TaskPtr>>,
     /// How many calls of `run` are on the stack.
     runs: Cell<u32>,
     closed: Cell<bool>,
@@ -102,6 +108,7 @@ impl Executor {
             mailbox,
             queue: Queue::new(),
             tasks: RefCell::new(Slab::new()),
+            current: Cell::new(None),
             runs: Cell::new(0),
             closed: Cell::new(false),
         }
@@ -115,12 +122,31 @@ impl Executor {
 
     /// Queues a new task, and does not poll it. After [`Executor::close`] the future is dropped at
     /// once, and the handle reports a cancelled task.
+    #[track_caller]
     pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + 'static,
         F::Output: 'static,
     {
-        let task = TaskPtr::allocate(future, &self.mailbox);
+        self.spawn_from(Origin::here(), future)
+    }
+
+    /// As [`spawn`](Executor::spawn), with a name for the task.
+    #[track_caller]
+    pub(crate) fn spawn_named<F>(&self, name: &str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        self.spawn_from(Origin::named(name), future)
+    }
+
+    fn spawn_from<F>(&self, origin: Origin, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let task = TaskPtr::allocate(future, &self.mailbox, origin);
         // SAFETY: this takes over the reference that a new task has for its handle.
         let handle = unsafe { TaskRef::adopt(task) };
         if self.closed.get() {
@@ -141,32 +167,41 @@ impl Executor {
     }
 
     /// Polls ready tasks, first woken first, until `budget` have had their turn or none is ready.
-    /// Tasks that are woken meanwhile, also by themselves, are queued behind the others. Calls
-    /// `before_poll` before each. Answers how many had their turn.
-    pub(crate) fn run(&self, budget: u32, before_poll: impl Fn()) -> u32 {
+    /// Tasks that are woken meanwhile, also by themselves, are queued behind the others. The
+    /// observer sees each poll, and may end the run. Answers how many had their turn.
+    pub(crate) fn run(&self, budget: u32, observer: &impl Observer) -> u32 {
         let _entered = self.enter();
         let _running = RunGuard::new(&self.runs);
         for turns in 0..budget {
             let Some(task) = self.queue.pop() else { return turns };
-            before_poll();
-            self.run_task(task);
+            if self.run_task(task, observer) == Pace::Stop {
+                return turns + 1;
+            }
         }
         budget
     }
 
-    fn run_task(&self, task: TaskPtr) {
+    fn run_task(&self, task: TaskPtr, observer: &impl Observer) -> Pace {
         match task.header().local.start() {
-            Start::Poll => self.poll(task),
-            Start::Cancel => self.cancel(task),
+            Start::Poll => self.poll(task, observer),
+            Start::Cancel => {
+                self.cancel(task);
+                Pace::GoOn
+            }
         }
     }
 
-    fn poll(&self, task: TaskPtr) {
+    fn poll(&self, task: TaskPtr, observer: &impl Observer) -> Pace {
         // SAFETY: the executor holds the task at least until the poll is over.
         let waker = unsafe { waker::borrowed(task) };
         let mut cx = Context::from_waker(&waker);
+        let before = self.current.replace(Some(task));
+        observer.before_poll(TaskInfo::new(task));
         // SAFETY: this is the owner's thread, and `start` has found the task waiting for its poll.
-        match unsafe { task.poll(&mut cx) } {
+        let poll = unsafe { task.poll(&mut cx) };
+        let pace = observer.after_poll(TaskInfo::new(task));
+        self.current.set(before);
+        match poll {
             Poll::Ready(()) => self.complete(task),
             Poll::Pending => match task.header().local.pause() {
                 Pause::Wait => {}
@@ -174,12 +209,15 @@ impl Executor {
                 Pause::Cancel => self.cancel(task),
             },
         }
+        pace
     }
 
     /// Ends a task that is in the executor's hands: running, but not being polled.
     fn cancel(&self, task: TaskPtr) {
+        let before = self.current.replace(Some(task));
         // SAFETY: this is the owner's thread, and the caller has the uncompleted task in hand.
         unsafe { task.cancel() };
+        self.current.set(before);
         self.complete(task);
     }
 
@@ -237,6 +275,11 @@ impl Executor {
         }
     }
 
+    /// The task whose future is being polled or dropped. A look at it must not outlive that.
+    pub(crate) fn current(&self) -> Option<TaskInfo<'_>> {
+        self.current.get().map(TaskInfo::new)
+    }
+
     /// How many tasks are ready.
     pub(crate) fn ready(&self) -> u32 {
         self.queue.len()
@@ -290,6 +333,32 @@ impl Executor {
 impl Drop for Executor {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Who watches the executor at work. What it does must not panic.
+pub(crate) trait Observer {
+    /// The task is about to be polled.
+    fn before_poll(&self, task: TaskInfo<'_>);
+
+    /// It has been, and nobody has its output yet. Answers whether others may follow in this run.
+    fn after_poll(&self, task: TaskInfo<'_>) -> Pace;
+}
+
+/// Whether a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    GoOn,
+    Stop,
+}
+
+/// Nobody watches.
+#[cfg(test)]
+impl Observer for () {
+    fn before_poll(&self, _task: TaskInfo<'_>) {}
+
+    fn after_poll(&self, _task: TaskInfo<'_>) -> Pace {
+        Pace::GoOn
     }
 }
 

@@ -33,7 +33,7 @@ fn executor() -> Executor {
 fn run_until(executor: &Executor, mut done: impl FnMut() -> bool) {
     loop {
         executor.take_mail();
-        executor.run(4, || {});
+        executor.run(4, &());
         if done() {
             return;
         }
@@ -141,7 +141,7 @@ fn foreign_wakes_lose_nothing() {
             // Relaxed: the wake itself has to carry the order.
             if seen.load(Ordering::Relaxed) == 2 { Poll::Ready(()) } else { Poll::Pending }
         }));
-        executor.run(1, || {});
+        executor.run(1, &());
         let waker: Waker = slot.lock().unwrap().take().unwrap();
         let wakers: Vec<_> = [waker.clone(), waker]
             .into_iter()
@@ -200,7 +200,7 @@ fn foreign_wake_races_with_close() {
         let executor = executor();
         let (future, state) = Watched::new();
         drop(executor.spawn(future));
-        executor.run(1, || {});
+        executor.run(1, &());
         let waker = state.take_waker();
         let by_value = thread::spawn(move || {
             waker.wake_by_ref();
@@ -226,13 +226,13 @@ fn foreign_wake_races_with_completion_and_the_end() {
             polls += 1;
             if polls == 2 { Poll::Ready(()) } else { Poll::Pending }
         })));
-        executor.run(1, || {});
+        executor.run(1, &());
         let waker: Waker = slot.lock().unwrap().take().unwrap();
         let other = waker.clone();
         let one = thread::spawn(move || waker.wake());
         let two = thread::spawn(move || other.wake());
         executor.take_mail();
-        executor.run(1, || {});
+        executor.run(1, &());
         slot.lock().unwrap().take();
         drop(executor);
         one.join().unwrap();
@@ -246,7 +246,7 @@ fn foreign_abort_races_with_wake_and_end() {
         let executor = executor();
         let (future, state) = Watched::new();
         let handle = executor.spawn(future);
-        executor.run(1, || {});
+        executor.run(1, &());
         let waker = state.take_waker();
         let waking = thread::spawn(move || waker.wake());
         let aborting = thread::spawn(move || handle.abort());
@@ -284,7 +284,7 @@ fn completion_races_with_polls_of_the_handle() {
                 Poll::Pending => panic!("woken, but not finished"),
             }
         });
-        executor.run(1, || {});
+        executor.run(1, &());
         drop(executor);
         assert_eq!(*waiter.join().unwrap(), 5);
     });
@@ -309,7 +309,7 @@ fn completion_races_with_the_drop_of_the_handle() {
             let answer = Pin::new(&mut handle).poll(&mut Context::from_waker(&waker));
             drop((handle, answer));
         });
-        executor.run(1, || {});
+        executor.run(1, &());
         drop(executor);
         dropper.join().unwrap();
         assert_eq!(drops.load(Ordering::Relaxed), 1);

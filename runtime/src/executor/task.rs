@@ -6,11 +6,12 @@
 
 use super::join::JoinError;
 use super::mailbox::{Mailbox, ShardId};
+use super::origin::Origin;
 use super::queue::is_current;
 use super::state::{JoinState, Local, Refs, Released, Remote, Retire};
 use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::ptr::NonNull;
@@ -46,6 +47,8 @@ pub(super) const UNLISTED: u32 = u32::MAX;
 struct Task<F: Future> {
     header: Header,
     stage: UnsafeCell<Stage<F>>,
+    /// Behind all that a poll touches.
+    origin: Origin,
 }
 
 union Stage<F: Future> {
@@ -62,6 +65,9 @@ struct VTable {
     take_output: unsafe fn(TaskPtr, *mut ()),
     drop_output: unsafe fn(TaskPtr),
     free: unsafe fn(TaskPtr),
+    type_name: fn() -> &'static str,
+    /// Where in the allocation the origin lies, in bytes.
+    origin_offset: usize,
 }
 
 impl<F: Future> Task<F> {
@@ -71,6 +77,8 @@ impl<F: Future> Task<F> {
         take_output: Self::take_output,
         drop_output: Self::drop_output,
         free: Self::free,
+        type_name: std::any::type_name::<F>,
+        origin_offset: offset_of!(Self, origin),
     };
 
     /// # Safety
@@ -153,7 +161,8 @@ impl<F: Future> Task<F> {
     /// # Safety
     /// Nobody may know the task any more, and its stage must be empty.
     unsafe fn free(task: TaskPtr) {
-        // SAFETY: `allocate` made it as a box of this type. The union drops nothing.
+        // SAFETY: `allocate` made it as a box of this type. The union drops nothing; the origin
+        // holds nothing of the user's but a text.
         drop(unsafe { Box::from_raw(task.0.cast::<Self>().as_ptr()) });
     }
 }
@@ -165,7 +174,11 @@ pub(super) struct TaskPtr(NonNull<Header>);
 
 impl TaskPtr {
     /// A task that is scheduled, held by the executor, and has one reference for its handle.
-    pub(super) fn allocate<F: Future>(future: F, mailbox: &Arc<Mailbox>) -> TaskPtr {
+    pub(super) fn allocate<F: Future>(
+        future: F,
+        mailbox: &Arc<Mailbox>,
+        origin: Origin,
+    ) -> TaskPtr {
         let mut task = Box::<Task<F>>::new_uninit();
         task.write(Task {
             header: Header {
@@ -182,6 +195,7 @@ impl TaskPtr {
                 holds_mailbox: Cell::new(false),
             },
             stage: UnsafeCell::new(Stage { future: ManuallyDrop::new(future) }),
+            origin,
         });
         let task = NonNull::from(Box::leak(task));
         TaskPtr(task.cast())
@@ -203,6 +217,20 @@ impl TaskPtr {
     pub(super) fn header(&self) -> &Header {
         // SAFETY: the type promises that the task is alive.
         unsafe { self.0.as_ref() }
+    }
+
+    pub(super) fn type_name(self) -> &'static str {
+        (self.header().vtable.type_name)()
+    }
+
+    /// # Safety
+    /// The task must be alive for as long as the answer is used.
+    pub(super) unsafe fn origin<'a>(self) -> &'a Origin {
+        // SAFETY: the vtable is that of the task's type, and so is the offset; the pointer came
+        // from the whole allocation.
+        let origin = unsafe { self.0.byte_add(self.header().vtable.origin_offset) };
+        // SAFETY: the task is alive, and nobody changes its origin.
+        unsafe { origin.cast::<Origin>().as_ref() }
     }
 
     /// Polls the future; if that ends it, or it panics, drops it and stores the output.

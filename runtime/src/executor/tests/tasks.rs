@@ -1,11 +1,16 @@
 //! Spawning, polling and waking on the own shard.
 
-use super::{counting, executor, finished, idle, peek, settle};
+use super::{OnDrop, counting, executor, finished, idle, peek, settle, wanted};
 use crate::executor::state::{Refs, Released};
+use crate::executor::{Observer, Pace, TaskId, TaskInfo};
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::future::Future;
 use std::mem;
+use std::panic::Location;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 #[test]
@@ -94,7 +99,7 @@ fn self_waking_task_lets_its_siblings_run() {
         let log = Rc::clone(&order);
         drop(executor.spawn(async move { log.borrow_mut().push(name) }));
     }
-    assert_eq!(executor.run(6, || {}), 6);
+    assert_eq!(executor.run(6, &()), 6);
     assert_eq!(*order.borrow(), [0, 1, 2, 3, 0, 0]);
     assert!(executor.has_ready());
 }
@@ -105,10 +110,9 @@ fn run_keeps_to_its_budget_and_announces_each_poll() {
     for _ in 0..5 {
         drop(executor.spawn(async {}));
     }
-    let announced = Cell::new(0);
-    let announce = || announced.set(announced.get() + 1);
-    assert_eq!((executor.run(3, announce), announced.get(), executor.len()), (3, 3, 2));
-    assert_eq!((executor.run(3, announce), announced.get(), executor.len()), (2, 5, 0));
+    let witness = Witness::default();
+    assert_eq!((executor.run(3, &witness), witness.polls(), executor.len()), (3, (3, 3), 2));
+    assert_eq!((executor.run(3, &witness), witness.polls(), executor.len()), (2, (5, 5), 0));
 }
 
 #[test]
@@ -163,4 +167,126 @@ fn two_part_count_adds_up_however_far_the_parts_drift() {
     refs.release_local();
     assert!(refs.only_held());
     assert_eq!(refs.merge(), Released::Last);
+}
+
+#[test]
+fn an_observer_may_end_the_run() {
+    let executor = executor();
+    for _ in 0..5 {
+        drop(executor.spawn(async {}));
+    }
+    let witness = Witness { patience: Some(2), ..Witness::default() };
+    assert_eq!((executor.run(64, &witness), executor.len()), (2, 3));
+    assert_eq!(executor.run(64, &()), 3);
+}
+
+#[test]
+fn an_aborted_task_is_not_observed() {
+    let executor = executor();
+    let (future, _) = idle();
+    let handle = executor.spawn(future);
+    let entered = executor.enter();
+    handle.abort();
+    drop(entered);
+    let witness = Witness::default();
+    assert_eq!((executor.run(64, &witness), witness.polls(), executor.len()), (1, (0, 0), 0));
+}
+
+#[test]
+fn a_task_knows_its_name_its_type_and_its_place() {
+    struct Named;
+    impl Future for Named {
+        type Output = ();
+        fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
+            Poll::Ready(())
+        }
+    }
+    let executor = executor();
+    let line = line!() + 1;
+    drop(executor.spawn(Named));
+    drop(executor.spawn_named("", async { [0u8; 333] }));
+    drop(executor.spawn_named(&"long".repeat(100), Named));
+    let witness = Witness::default();
+    executor.run(64, &witness);
+    let seen = witness.seen.borrow();
+    let [first, empty, long] = &seen[..] else { panic!("{seen:?}") };
+    assert!(first.type_name.ends_with("::Named"), "{first:?}");
+    assert_eq!((first.name.as_deref(), first.place.line()), (None, line));
+    assert_eq!((empty.name.as_deref(), empty.place.line()), (Some(""), line + 1));
+    assert_eq!(long.name.as_deref(), Some(&*"long".repeat(100)));
+    assert!(seen.iter().all(|seen| seen.place.file() == file!()), "{seen:?}");
+    let ids: HashSet<TaskId> = seen.iter().map(|seen| seen.id).collect();
+    assert_eq!(ids.len(), 3);
+}
+
+#[test]
+fn the_current_task_is_known_while_it_is_polled_or_dropped() {
+    let executor = Rc::new(executor());
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let look = {
+        let (executor, seen) = (Rc::downgrade(&executor), Rc::clone(&seen));
+        move || {
+            let executor = executor.upgrade().unwrap();
+            seen.borrow_mut().push(executor.current().map(|task| task.id()));
+        }
+    };
+    for aborted in [false, true] {
+        let dropped = OnDrop(look.clone());
+        let polled = look.clone();
+        let handle = executor.spawn(async move {
+            let _dropped = dropped;
+            polled();
+            wanted(|| panic!("wanted"))
+        });
+        if aborted {
+            handle.abort();
+        }
+        settle(&executor);
+    }
+    assert!(executor.current().is_none());
+    let seen = seen.borrow();
+    // Polled and dropped; and only dropped.
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().all(|id| id.is_some() && *id == seen[0]), "{seen:?}");
+}
+
+/// Notes what it observes.
+#[derive(Default)]
+struct Witness {
+    seen: RefCell<Vec<Seen>>,
+    after: Cell<usize>,
+    /// After so many polls in one run it has seen enough.
+    patience: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    id: TaskId,
+    name: Option<String>,
+    type_name: &'static str,
+    place: &'static Location<'static>,
+}
+
+impl Witness {
+    /// How many it saw begin, and end.
+    fn polls(&self) -> (usize, usize) {
+        (self.seen.borrow().len(), self.after.get())
+    }
+}
+
+impl Observer for Witness {
+    fn before_poll(&self, task: TaskInfo<'_>) {
+        self.seen.borrow_mut().push(Seen {
+            id: task.id(),
+            name: task.name().map(str::to_owned),
+            type_name: task.type_name(),
+            place: task.location(),
+        });
+    }
+
+    fn after_poll(&self, task: TaskInfo<'_>) -> Pace {
+        assert_eq!(self.seen.borrow().last().map(|seen| seen.id), Some(task.id()));
+        self.after.set(self.after.get() + 1);
+        if Some(self.after.get()) == self.patience { Pace::Stop } else { Pace::GoOn }
+    }
 }
