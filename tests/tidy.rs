@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// below.
 const LAYERS: [&[&str]; 5] = [
     &["sys", "sync", "config", "contain", "metrics"],
-    &["executor", "timers", "buf", "fd", "resident_key"],
+    &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error"],
     &["shard", "resident"],
     &["op", "multishot", "receive", "datagrams", "io", "time", "blocking", "task", "runtime"],

@@ -10,7 +10,6 @@
 //! | `udp/socket`, `udp/owned`, `udp/options` | what users hold of a UDP socket |
 //! | `udp/state` | its state, which stays on its shard |
 //! | `udp/inbound`, `udp/outbound` | its two directions |
-//! | `waiters` | the tasks that wait for a listener or a socket that several use |
 //! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
 //! | `operations` | accept and connect, as entries and as system calls |
 //! | `memory` | what receives write to |
@@ -29,7 +28,6 @@ pub mod stream;
 pub mod tcp;
 pub mod udp;
 pub mod unix;
-mod waiters;
 
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};

@@ -13,14 +13,15 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use annulus_runtime::LIMITS;
-use annulus_runtime::io::{Fd, Homed, Multishot, Release, Resident, poll_budget, set_nonblocking};
+use annulus_runtime::io::{
+    Fd, Homed, Multishot, Place, Release, Resident, Waiters, poll_budget, set_nonblocking,
+};
 use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
 
 use crate::family::Family;
 use crate::operations::Accept;
 use crate::stream::Stream;
-use crate::waiters::{Place, Waiters};
 
 /// A socket that accepts connections: [`TcpListener`](crate::TcpListener) or
 /// [`UnixListener`](crate::UnixListener).

@@ -24,6 +24,7 @@ pub use crate::resident::{
 pub use crate::sys::{
     Message, TRANSFER_BYTES_MAX, accept, recv, recv_message, send, take_socket_error,
 };
+pub use crate::waiters::{Place, WaiterKey, Waiters};
 use crate::{blocking, shard};
 
 /// Counts a future that is about to be ready. Pending, and woken at once, when the task being

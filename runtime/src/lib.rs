@@ -4,8 +4,8 @@
 //! further operations or socket types: [`io`] holds the pieces.
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `contain`, `config`;
-//! `executor`, `timers`, `buf`, `fd`; `driver`; `shard` (the loop) with `resident`; `op`,
-//! `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`.
+//! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `resident`;
+//! `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`.
 
 #![cfg(target_os = "linux")]
 
@@ -28,6 +28,7 @@ mod shard;
 mod sync;
 mod sys;
 mod timers;
+mod waiters;
 
 pub mod buf;
 pub mod io;

@@ -9,7 +9,7 @@ mod primitives {
     pub(crate) use std::{
         cell::Cell,
         sync::{
-            Arc,
+            Arc, Mutex, MutexGuard,
             atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
         },
         thread_local,
@@ -38,15 +38,13 @@ mod primitives {
 
 #[cfg(loom)]
 mod primitives {
-    use loom::{
-        alloc::Track,
-        sync::{Mutex, atomic::AtomicUsize},
-    };
+    use loom::{alloc::Track, sync::atomic::AtomicUsize};
     use std::{collections::VecDeque, ops::Deref};
 
     pub(crate) use loom::{
         cell::{Cell, UnsafeCell},
         sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
+        sync::{Mutex, MutexGuard},
     };
 
     /// Loom's macro, for `std`'s constant form.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use annulus_runtime::io::{Homed, set_nonblocking};
+use annulus_runtime::io::{Homed, Place, Waiters, set_nonblocking};
 use socket2::SockAddr;
 
 use super::inbound::{Received, Take};
@@ -20,7 +20,6 @@ use super::outbound::Outgoing;
 use super::state::State;
 use crate::addr::{ToSocketAddrs, internet_address, resolve, resolve_first};
 use crate::memory::memory_of;
-use crate::waiters::{Place, Waiters};
 
 /// A UDP socket.
 ///

@@ -8,12 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use annulus_runtime::io::{Fd, Homed, Release, Resident, poll_budget, settle};
+use annulus_runtime::io::{Fd, Homed, Release, Resident, Waiters, poll_budget, settle};
 use socket2::SockRef;
 
 use super::inbound::{Inbound, Received, Take};
 use super::outbound::{Outbound, Outgoing};
-use crate::waiters::Waiters;
 
 pub(super) struct State {
     fd: Rc<Fd>,
