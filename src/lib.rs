@@ -31,6 +31,7 @@
 //!   that blocks.
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
+//! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
 //! - [`driver_info`]: which driver runs, and why.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
@@ -49,9 +50,11 @@
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
 pub use annulus_net::io;
+#[doc(no_inline)]
+pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, buf, driver_info, metrics, spawn, task, time,
+    Runtime, buf, driver_info, metrics, shutdown, spawn, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

@@ -10,7 +10,18 @@ const LAYERS: [&[&str]; 5] = [
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error"],
     &["shard", "resident"],
-    &["op", "multishot", "receive", "datagrams", "io", "time", "blocking", "task", "runtime"],
+    &[
+        "op",
+        "multishot",
+        "receive",
+        "datagrams",
+        "io",
+        "time",
+        "blocking",
+        "task",
+        "runtime",
+        "shutdown",
+    ],
 ];
 /// Past this a file is two ideas.
 const LINES_MAX: usize = 600;

@@ -5,7 +5,8 @@
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `contain`, `config`;
 //! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `resident`;
-//! `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`.
+//! `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`,
+//! `shutdown`.
 
 #![cfg(target_os = "linux")]
 
@@ -32,6 +33,7 @@ mod waiters;
 
 pub mod buf;
 pub mod io;
+pub mod shutdown;
 pub mod task;
 pub mod time;
 
