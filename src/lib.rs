@@ -54,7 +54,7 @@ pub use annulus_net::io;
 pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, buf, driver_info, metrics, shutdown, spawn, task, time,
+    Runtime, Shard, buf, driver_info, metrics, on_each_shard, shutdown, spawn, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
 const LAYERS: [&[&str]; 5] = [
-    &["sys", "sync", "config", "contain", "metrics"],
+    &["sys", "sync", "cpus", "config", "contain", "metrics"],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error"],
-    &["shard", "resident"],
+    &["shard", "crew", "resident"],
     &[
         "op",
         "multishot",
@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 5] = [
         "time",
         "blocking",
         "task",
+        "shards",
         "runtime",
         "shutdown",
     ],

@@ -21,6 +21,7 @@ use std::time::Duration;
 use std::{io, mem, thread};
 
 use crate::contain::contain;
+use crate::cpus;
 use crate::executor::JoinHandle;
 use crate::shard;
 use crate::timers::ClockHold;
@@ -357,7 +358,12 @@ impl Pool {
 }
 
 fn spawn_thread(pool: &'static Pool) -> io::Result<()> {
-    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(|| pool.work())?;
+    let work = || {
+        // A thread that is bound to a processor may have made this one.
+        cpus::unbind();
+        pool.work();
+    };
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(work)?;
     Ok(())
 }
 

@@ -65,6 +65,12 @@ fn driver_named(text: &str) -> Option<Driver> {
 pub(crate) struct Config {
     pub(crate) driver: Driver,
 
+    /// Threads, each with all of the following of its own. None: as many as can run at a time.
+    pub(crate) shards: Option<u32>,
+
+    /// Whether shards are bound to processors. None: those on threads of ours.
+    pub(crate) pin: Option<bool>,
+
     /// Submissions that wait for the next `io_uring_enter`. A full queue is flushed and filled
     /// again, so this bounds memory and not what is in flight; batches gain little past 32.
     pub(crate) ring_entries: u32,
@@ -137,6 +143,10 @@ pub struct Limits {
     pub accept_error_interval: Duration,
 }
 
+/// Pieces of mail that a shard takes in one turn: with some 50 ns for each that is about as long as
+/// the tasks of a turn take. The rest waits for the next, behind a look at sockets and timers.
+pub(crate) const MAIL_PER_TURN_MAX: usize = 1024;
+
 /// Buffers that all datagram sockets of a shard share: twice what one visit of the kernel receives
 /// for a socket (32, `MULTISHOT_MAX_RETRY`). Past that, receives use their own memory.
 pub(crate) const DATAGRAM_BUFFERS: u16 = 64;
@@ -162,6 +172,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             driver: Driver::Auto,
+            shards: None,
+            pin: None,
             ring_entries: 256,
             ring_completions: 4096,
             recv_pool_buffers: 1024,
@@ -175,6 +187,8 @@ impl Default for Config {
     }
 }
 
+/// As many processors as a set of them has bits for (`cpu_set_t`).
+const SHARDS: RangeInclusive<u32> = 1..=1024;
 /// The kernel's own bound on a ring.
 const RING_ENTRIES: RangeInclusive<u32> = 1..=32_768;
 /// The kernel's bound on the completions of a ring.
@@ -195,7 +209,7 @@ const SPIN_US: RangeInclusive<u64> = 0..=1_000_000;
 impl Config {
     /// This configuration with the environment of the process over it, checked.
     ///
-    /// `ANNULUS_DRIVER`, `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US` win over
+    /// `ANNULUS_DRIVER`, `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US` win over
     /// the builder: who runs a program knows its machine, who wrote it does not.
     pub(crate) fn with_environment(self) -> Result<Self, ConfigError> {
         self.with_variables(|name| std::env::var_os(name))
@@ -210,6 +224,9 @@ impl Config {
         let read = |name: &'static str| variable(name).map(|value| Variable { name, value });
         if let Some(variable) = read("ANNULUS_DRIVER") {
             self.driver = variable.driver()?;
+        }
+        if let Some(variable) = read("ANNULUS_SHARDS") {
+            self.shards = Some(variable.whole_number(SHARDS)?);
         }
         if let Some(variable) = read("ANNULUS_RING_ENTRIES") {
             self.ring_entries = variable.whole_number(RING_ENTRIES)?;
@@ -227,6 +244,9 @@ impl Config {
             "Builder::recv_pool({}, {})",
             self.recv_pool_buffers, self.recv_pool_buffer_bytes
         );
+        if let Some(shards) = self.shards {
+            in_range("Builder::shards", shards, SHARDS)?;
+        }
         in_range("Builder::ring_entries", self.ring_entries, RING_ENTRIES)?;
         in_range("Builder::ring_completions", self.ring_completions, RING_COMPLETIONS)?;
         in_range("Builder::event_interval", self.event_interval, EVENT_INTERVAL)?;

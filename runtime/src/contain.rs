@@ -12,6 +12,12 @@ pub(crate) fn contain(code: impl FnOnce()) {
     }
 }
 
+/// What a panic said, where its payload is a text.
+pub(crate) fn text_of(payload: &(dyn Any + Send)) -> Option<&str> {
+    let literal = payload.downcast_ref::<&'static str>().copied();
+    literal.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+}
+
 /// Drops a panic's payload. That may panic too, and so on: somewhere it has to end in a leak.
 fn bury(mut payload: Box<dyn Any + Send>) {
     for _ in 0..BURIALS_MAX {

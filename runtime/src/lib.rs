@@ -3,16 +3,18 @@
 //! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
 //! further operations or socket types: [`io`] holds the pieces.
 //!
-//! The layers, each of which uses only those before it: `sys`, `sync`, `contain`, `config`;
-//! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `resident`;
-//! `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `runtime`, `io`,
-//! `shutdown`.
+//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`;
+//! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew` and
+//! `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
+//! `runtime`, `io`, `shutdown`.
 
 #![cfg(target_os = "linux")]
 
 mod blocking;
 mod config;
 mod contain;
+mod cpus;
+mod crew;
 mod datagrams;
 mod driver;
 mod error;
@@ -26,6 +28,7 @@ mod resident;
 mod resident_key;
 mod runtime;
 mod shard;
+mod shards;
 mod sync;
 mod sys;
 mod timers;
@@ -42,4 +45,5 @@ pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
 pub use metrics::Metrics;
 pub use runtime::{Builder, Runtime, driver_info, metrics};
+pub use shards::{Shard, on_each_shard};
 pub use task::{JoinError, JoinHandle, spawn};

@@ -1,21 +1,25 @@
 //! Building a runtime and running a future on it.
 
 use std::future::Future;
-use std::mem::ManuallyDrop;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Driver};
+use crate::crew::{self, Crew};
 use crate::driver::DriverInfo;
 use crate::error::BuildError;
 use crate::metrics::Metrics;
-use crate::shard::{self, Shard};
+use crate::shard;
+use crate::shards::Shard;
 
-/// A runtime: the shard of the thread that made it.
+/// A runtime: the shard of the thread that made it, and further ones as soon as they are addressed
+/// (see [`Shard`]).
 ///
-/// It stays on that thread. Dropping it drops every task, closes every socket and cancels every
-/// operation in flight, and returns when the kernel has let go of all memory; bytes that streams
-/// have not yet sent are given a second to leave.
+/// It stays on its thread. Dropping it drops every task, closes every socket and cancels every
+/// operation in flight, on all shards, and returns when the kernel has let go of all memory and the
+/// threads have ended; bytes that streams have not yet sent are given a second to leave. A thread
+/// whose task does not yield is waited for some seconds, and left behind with a notice.
 ///
 /// # Examples
 ///
@@ -28,7 +32,7 @@ use crate::shard::{self, Shard};
 /// # }
 /// ```
 pub struct Runtime {
-    shard: Rc<Shard>,
+    shard: Rc<shard::Shard>,
 }
 
 impl Runtime {
@@ -55,7 +59,30 @@ impl Runtime {
     /// Within a runtime, this one or another: a thread runs one at a time. If the future panics,
     /// so does this call, and the runtime can be used again.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _bound = self.shard.crew.bind_first();
         self.shard.block_on(future)
+    }
+
+    /// The first shard, to which any thread can send tasks. They run while `block_on` does.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// let runtime = annulus_runtime::Runtime::new()?;
+    /// let handle = runtime.handle();
+    /// let sum = std::thread::spawn(move || handle.spawn_with(|| async { 1 + 1 })).join().unwrap();
+    /// assert_eq!(runtime.block_on(sum).unwrap(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn handle(&self) -> Shard {
+        Shard::new(Arc::clone(&self.shard.crew), 0)
+    }
+
+    /// All shards, started or not: see [`Shard::all`].
+    #[must_use]
+    pub fn shards(&self) -> Vec<Shard> {
+        Shard::all_of(&self.shard.crew)
     }
 
     /// Which driver runs, and if it is not io_uring, why.
@@ -76,10 +103,10 @@ impl Drop for Runtime {
             return;
         }
         assert!(!within, "a runtime cannot be dropped within one of its own tasks");
-        // If closing unwinds, the shard stays, with all that the kernel may still write to.
-        let kept = ManuallyDrop::new(Rc::clone(&self.shard));
-        self.shard.close();
-        drop(ManuallyDrop::into_inner(kept));
+        let leaving = self.shard.crew.dismiss();
+        // Here as well as there, at the same time.
+        crew::end(Rc::clone(&self.shard));
+        self.shard.crew.see_off(leaving);
     }
 }
 
@@ -114,7 +141,8 @@ pub fn driver_info() -> DriverInfo {
 /// Settings for a [`Runtime`].
 ///
 /// The environment overrides them, for every program built on this crate:
-/// `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES`, `ANNULUS_SPIN_US`.
+/// `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES`,
+/// `ANNULUS_SPIN_US`.
 ///
 /// # Examples
 ///
@@ -137,6 +165,30 @@ impl Builder {
     /// Which driver to use. `Auto`, the default, takes io_uring where it works.
     pub fn driver(mut self, driver: Driver) -> Builder {
         self.config.driver = driver;
+        self
+    }
+
+    /// How many shards the runtime has, 1 to 1024. Default: as many as this process has processors,
+    /// by its affinity and the quota of its cgroup.
+    ///
+    /// Each but the first is a thread that starts when something is first sent to it; a runtime
+    /// that never addresses another shard has one thread.
+    pub fn shards(mut self, shards: u32) -> Builder {
+        self.config.shards = Some(shards);
+        self
+    }
+
+    /// Whether each shard is bound to a processor of its own.
+    ///
+    /// By default the threads that the runtime makes are, and the thread of `block_on`, which is
+    /// the program's, is not. With `true` it is as well, until `block_on` returns; with `false`
+    /// none is. Nobody is bound where there are more shards than processors, or a quota of the
+    /// cgroup leaves fewer than there are. A refusal is a notice, not an error.
+    ///
+    /// Threads and programs that a bound thread starts are bound to the same processor, unless they
+    /// change that; those of [`spawn_blocking`](crate::task::spawn_blocking) do.
+    pub fn pin(mut self, pin: bool) -> Builder {
+        self.config.pin = Some(pin);
         self
     }
 
@@ -188,8 +240,9 @@ impl Builder {
     /// A setting, or a variable of the environment, that cannot be used; a refusal of io_uring if
     /// it was asked for by name, with the cause and the remedy; no descriptor or memory left.
     pub fn build(self) -> Result<Runtime, BuildError> {
-        let config = self.config.with_environment()?;
-        Ok(Runtime { shard: Shard::new(config)? })
+        let crew = Crew::new(self.config.with_environment()?);
+        let mailbox = crew.mailbox(0);
+        Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
     }
 }
 

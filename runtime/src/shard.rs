@@ -6,17 +6,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc as StdArc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::buf::Spare;
-use crate::config::Config;
+use crate::config::{Config, MAIL_PER_TURN_MAX};
+use crate::crew::Crew;
 use crate::driver::{Driver, DriverInfo, Wait, Work};
 use crate::error::BuildError;
 use crate::executor::{Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
@@ -33,6 +34,9 @@ const SETTLE_TURNS_MAX: u32 = 100;
 
 pub(crate) struct Shard {
     pub(crate) id: ShardId,
+    /// The shards of its runtime, and its place among them.
+    pub(crate) crew: StdArc<Crew>,
+    pub(crate) index: usize,
     pub(crate) config: Config,
     pub(crate) executor: Executor,
     pub(crate) timers: RefCell<Timers>,
@@ -44,6 +48,8 @@ pub(crate) struct Shard {
     pub(crate) spare: Rc<Spare>,
     mailbox: Arc<Mailbox>,
     root_woken: Cell<bool>,
+    /// A shard with a thread of its own was told to end.
+    ending: Cell<bool>,
     /// How many more times a future of the task being polled may be ready in this poll.
     budget: Cell<u32>,
     /// Kept for its capacity.
@@ -51,13 +57,18 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Makes a shard that runs on this thread.
-    pub(crate) fn new(config: Config) -> Result<Rc<Shard>, BuildError> {
+    /// Makes a shard that runs on this thread, with the mailbox that its crew has for it.
+    pub(crate) fn new(
+        crew: StdArc<Crew>,
+        index: usize,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<Rc<Shard>, BuildError> {
+        let config = crew.config().clone();
         let bell = EventFd::new().map_err(|error| BuildError::Io("making an eventfd", error))?;
-        let id = ShardId::next();
-        let mailbox = Mailbox::new(id, bell);
         let spare = Rc::<Spare>::default();
-        let (driver, driver_info) = Driver::choose(&config, mailbox.eventfd().raw_fd(), &spare)?;
+        let (driver, driver_info) = Driver::choose(&config, bell.raw_fd(), &spare)?;
+        mailbox.hang_bell(bell);
+        let id = mailbox.shard();
         let shard = Rc::new(Shard {
             id,
             executor: Executor::new(Arc::clone(&mailbox)),
@@ -68,6 +79,9 @@ impl Shard {
             residents: Residents::default(),
             spare,
             root_woken: Cell::new(false),
+            ending: Cell::new(false),
+            crew,
+            index,
             budget: Cell::new(config.task_budget),
             work: Cell::default(),
             mailbox: Arc::clone(&mailbox),
@@ -94,7 +108,7 @@ impl Shard {
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
         // What was sent here while no future ran, such as bytes given back, comes first.
-        self.executor.take_mail();
+        self.executor.take_mail(MAIL_PER_TURN_MAX);
         let mut woken = true;
         loop {
             if woken {
@@ -106,6 +120,16 @@ impl Shard {
             }
             woken = self.turn(&root);
         }
+    }
+
+    /// Runs what is sent here, until [`tell_to_end`](Shard::tell_to_end).
+    pub(crate) fn run_until_told(self: &Rc<Self>) {
+        self.block_on(poll_fn(|_| if self.ending.get() { Poll::Ready(()) } else { Poll::Pending }));
+    }
+
+    pub(crate) fn tell_to_end(&self) {
+        self.ending.set(true);
+        self.root_woken.set(true);
     }
 
     /// Before the loop stands still: what was written goes out, and what was closed is closed.
@@ -123,7 +147,7 @@ impl Shard {
     /// One round of the loop. True if the root future was woken.
     fn turn(&self, root: &RootWaker) -> bool {
         self.executor.run(self.config.event_interval, self);
-        self.executor.take_mail();
+        self.executor.take_mail(MAIL_PER_TURN_MAX);
         self.residents.write_out();
         let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
         self.enter(wait);

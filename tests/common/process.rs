@@ -11,6 +11,8 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use annulus::Driver;
+
 use super::peer::{Peer, peer};
 
 /// How many descriptors this process has open.
@@ -133,6 +135,30 @@ pub(crate) fn role(name: &str) -> Command {
 /// Whether this process was started to play a role.
 pub(crate) fn in_role() -> bool {
     env::var_os(ROLE).is_some()
+}
+
+/// Runs the body in a process of its own, for tests that change what belongs to the process.
+/// Returns what it wrote to its stderr; in that process itself, nothing.
+pub(crate) fn in_own_process(name: &str, driver: Driver, body: impl FnOnce()) -> String {
+    if in_role() {
+        body();
+        return String::new();
+    }
+    let mut child = Running::start(role(&format!("{name}::{driver}")));
+    let (status, output, errors) = child.finish();
+    assert!(status.success(), "{status}\n{output}\n{errors}");
+    assert!(output.contains("1 passed"), "no test has this name:\n{output}");
+    errors
+}
+
+/// The names of this process's threads.
+pub(crate) fn threads() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").expect("read /proc/self/task");
+    let name = |task: io::Result<fs::DirEntry>| {
+        // One that has ended meanwhile has no name.
+        fs::read_to_string(task.expect("an entry").path().join("comm")).ok()
+    };
+    tasks.filter_map(name).map(|name| name.trim_end().to_owned()).collect()
 }
 
 /// A program under `strace -f`, its raw log in this file.

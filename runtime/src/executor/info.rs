@@ -57,7 +57,7 @@ impl<'a> TaskInfo<'a> {
     #[must_use]
     pub fn id(&self) -> TaskId {
         let header = self.task.header();
-        TaskId { shard: header.shard, index: header.index.get() }
+        TaskId { shard: header.owner.get(), index: header.index.get() }
     }
 
     /// The name that [`Builder::name`](crate::task::Builder::name) gave it.

@@ -3,7 +3,7 @@
 use super::state::{Leave, Look, Waiting};
 use super::task::{Header, TaskRef};
 use super::waker::abort_task;
-use crate::contain::contain;
+use crate::contain::{contain, text_of};
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
@@ -13,6 +13,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 /// A spawned task, to be awaited, aborted or let go.
@@ -266,15 +267,18 @@ impl fmt::Debug for AbortHandle {
 /// # }
 /// ```
 pub struct JoinError {
-    /// The panic's payload, or [`Cancelled`], which takes no allocation.
+    /// The panic's payload, or [`Lost`], or [`Cancelled`], which takes no allocation.
     payload: Box<dyn Any + Send>,
 }
 
 /// Marks a task that did not panic.
 struct Cancelled;
 
-// SAFETY: a payload that is shared is only asked for its type and read if it is `Cancelled` or a
-// string, which any thread may read; as a whole it leaves only an error that is owned.
+/// Marks a task whose shard failed, and says how.
+struct Lost(Arc<str>);
+
+// SAFETY: a payload that is shared is only asked for its type and read if it is `Cancelled`, `Lost`
+// or a string, which any thread may read; as a whole it leaves only an error that is owned.
 unsafe impl Sync for JoinError {}
 
 // Nothing of the payload that a panic could have left half done is reached through a reference.
@@ -286,13 +290,19 @@ impl JoinError {
         JoinError { payload: Box::new(Cancelled) }
     }
 
+    /// The task's shard could not run, or did not run on, for this reason.
+    pub(super) fn lost(reason: Arc<str>) -> JoinError {
+        JoinError { payload: Box::new(Lost(reason)) }
+    }
+
     pub(super) fn panic(payload: Box<dyn Any + Send>) -> JoinError {
         JoinError { payload }
     }
 
-    /// Whether the task was aborted, or dropped by the end of its runtime.
+    /// Whether the task was aborted, or dropped by the end of its runtime, or had a shard that
+    /// could not run; the error's text says which shard and why.
     pub fn is_cancelled(&self) -> bool {
-        self.payload.is::<Cancelled>()
+        self.payload.is::<Cancelled>() || self.payload.is::<Lost>()
     }
 
     /// Whether the task panicked.
@@ -334,13 +344,15 @@ impl JoinError {
 
     /// The panic's text, where it has one.
     fn text(&self) -> Option<&str> {
-        let literal = self.payload.downcast_ref::<&'static str>().copied();
-        literal.or_else(|| self.payload.downcast_ref::<String>().map(String::as_str))
+        text_of(&*self.payload)
     }
 }
 
 impl fmt::Display for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Lost(reason)) = self.payload.downcast_ref() {
+            return write!(f, "the task was cancelled: {reason}");
+        }
         match (self.is_cancelled(), self.text()) {
             (true, _) => f.write_str("the task was cancelled"),
             (false, Some(text)) => write!(f, "the task panicked: {text}"),
@@ -351,6 +363,9 @@ impl fmt::Display for JoinError {
 
 impl fmt::Debug for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Lost(reason)) = self.payload.downcast_ref() {
+            return write!(f, "JoinError::Cancelled({reason:?})");
+        }
         match (self.is_cancelled(), self.text()) {
             (true, _) => f.write_str("JoinError::Cancelled"),
             (false, Some(text)) => write!(f, "JoinError::Panic({text:?})"),

@@ -14,12 +14,17 @@
 //!
 //! The same argument with another word: the closer first says so, then empties the queue; a pusher
 //! pushes, then looks whether the box is closed, and if so empties it itself. No mail stays behind.
+//!
+//! A box is there before its shard runs, and collects mail meanwhile. A shard that then cannot run
+//! closes it too.
 
-use super::task::TaskRef;
+use super::join::JoinError;
+use super::task::{Newborn, TaskRef};
 use crate::contain::contain;
 use crate::sync::counter::{AtomicU64, Ordering as CounterOrdering};
 use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, SegQueue, fence};
 use crate::sys::EventFd;
+use std::sync::{Arc as StdArc, OnceLock};
 
 use bell::Bell;
 
@@ -30,6 +35,9 @@ pub(crate) struct ShardId(u64);
 impl ShardId {
     /// No shard has this name.
     pub(super) const NOBODY: ShardId = ShardId(0);
+    /// No shard has this one either: it stands for the owner of a task that has none yet, so that
+    /// no thread takes itself for it.
+    const UNBORN: ShardId = ShardId(u64::MAX);
 
     pub(super) fn number(self) -> u64 {
         self.0
@@ -43,6 +51,31 @@ impl ShardId {
     }
 }
 
+/// Who owns a task. Changes once at most, from nobody to the shard whose mail the task was.
+#[derive(Debug)]
+pub(super) struct Owner(AtomicU64);
+
+impl Owner {
+    pub(super) fn settled(shard: ShardId) -> Owner {
+        Owner(AtomicU64::new(shard.0))
+    }
+
+    pub(super) fn unborn() -> Owner {
+        Owner::settled(ShardId::UNBORN)
+    }
+
+    /// Only on the owner's thread, which alone has to see it: others find that they are not the
+    /// owner before as well as after.
+    pub(super) fn settle(&self, shard: ShardId) {
+        self.0.store(shard.0, CounterOrdering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> ShardId {
+        ShardId(self.0.load(CounterOrdering::Relaxed))
+    }
+}
+
 /// A closure that runs on another shard.
 pub(crate) type Call = Box<dyn FnOnce() + Send>;
 
@@ -50,10 +83,15 @@ pub(crate) type Call = Box<dyn FnOnce() + Send>;
 pub(super) enum Mail {
     /// A task of this shard was woken or aborted; its header says which.
     Wake(TaskRef),
+    /// A task for this shard, made elsewhere.
+    Spawn(Newborn),
     Call(Call),
     /// Ends the sleep, no more.
     Ring,
 }
+
+/// As all who send mail have it.
+pub(crate) type SharedMailbox = Arc<Mailbox>;
 
 /// The inbox. Any thread pushes, the owner takes.
 pub(crate) struct Mailbox {
@@ -62,6 +100,8 @@ pub(crate) struct Mailbox {
     /// [`AWAKE`], [`SLEEPING`] or [`NOTIFIED`].
     sleep: AtomicU8,
     closed: AtomicBool,
+    /// Why the shard could not run, or did not run on.
+    failure: OnceLock<StdArc<str>>,
     bell: Bell,
 }
 
@@ -73,14 +113,21 @@ const SLEEPING: u8 = 1;
 const NOTIFIED: u8 = 2;
 
 impl Mailbox {
-    pub(crate) fn new(shard: ShardId, eventfd: EventFd) -> Arc<Mailbox> {
+    /// A mailbox for a shard that does not run yet.
+    pub(crate) fn new() -> Arc<Mailbox> {
         Arc::new(Mailbox {
-            shard,
+            shard: ShardId::next(),
             mail: SegQueue::new(),
             sleep: AtomicU8::new(AWAKE),
             closed: AtomicBool::new(false),
-            bell: Bell::new(eventfd),
+            failure: OnceLock::new(),
+            bell: Bell::new(),
         })
+    }
+
+    /// Gives the box what ends the shard's sleep. Before the first sleep, once.
+    pub(crate) fn hang_bell(&self, eventfd: EventFd) {
+        self.bell.hang(eventfd);
     }
 
     /// Takes a strong count of a mailbox of which the caller knows the address only.
@@ -98,11 +145,6 @@ impl Mailbox {
         self.shard
     }
 
-    /// What the shard's driver waits on.
-    pub(crate) fn eventfd(&self) -> &EventFd {
-        self.bell.eventfd()
-    }
-
     /// Runs the closure on the shard at its next look into the mailbox, or drops it here and now if
     /// the shard is closed.
     pub(crate) fn push_call(&self, call: Call) {
@@ -118,7 +160,7 @@ impl Mailbox {
     pub(super) fn push(&self, mail: Mail) {
         // A closed box stays closed, so this early look needs no ordering.
         if self.closed.load(Ordering::Relaxed) {
-            return discard(mail);
+            return self.discard(mail);
         }
         self.mail.push(mail);
         // Pairs with the fences in `prepare_sleep` and `close`.
@@ -176,6 +218,11 @@ impl Mailbox {
         self.mail.pop()
     }
 
+    /// The shard has failed: tasks that end with it, and those in the mail, are told why.
+    pub(crate) fn fail(&self, reason: &str) {
+        let _the_first_counts = self.failure.set(reason.into());
+    }
+
     /// Drops all mail, here and, from now on, on the thread that brings it.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
@@ -186,34 +233,61 @@ impl Mailbox {
 
     fn discard_all(&self) {
         while let Some(mail) = self.mail.pop() {
-            discard(mail);
+            self.discard(mail);
         }
     }
-}
 
-/// A closure's captures may panic when they are dropped; that is nobody's business here.
-fn discard(mail: Mail) {
-    contain(|| drop(mail));
+    /// A closure's captures may panic when they are dropped; that is nobody's business here.
+    fn discard(&self, mail: Mail) {
+        match mail {
+            Mail::Spawn(task) => task.cancel(self.lost()),
+            mail => contain(|| drop(mail)),
+        }
+    }
+
+    /// What becomes of tasks when the shard ends.
+    pub(super) fn lost(&self) -> JoinError {
+        match self.failure.get() {
+            Some(reason) => JoinError::lost(StdArc::clone(reason)),
+            None => JoinError::cancelled(),
+        }
+    }
 }
 
 #[cfg(not(loom))]
 mod bell {
     use crate::sys::EventFd;
+    use std::sync::OnceLock;
 
-    pub(super) struct Bell(EventFd);
+    pub(super) struct Bell(OnceLock<EventFd>);
 
     impl Bell {
-        pub(super) fn new(eventfd: EventFd) -> Self {
-            Self(eventfd)
+        pub(super) fn new() -> Self {
+            Self(OnceLock::new())
         }
 
+        pub(super) fn hang(&self, eventfd: EventFd) {
+            assert!(self.0.set(eventfd).is_ok(), "a mailbox has one bell");
+        }
+
+        #[cfg(test)]
+        pub(super) fn raw_fd(&self) -> std::os::fd::RawFd {
+            self.0.get().expect("it has been hung").raw_fd()
+        }
+
+        /// Who rings has seen the shard asleep, behind the fence that came after the bell was hung.
         pub(super) fn ring(&self) {
-            self.0.signal();
+            if let Some(eventfd) = self.0.get() {
+                eventfd.signal();
+            }
         }
+    }
+}
 
-        pub(super) fn eventfd(&self) -> &EventFd {
-            &self.0
-        }
+#[cfg(all(test, not(loom)))]
+impl Mailbox {
+    pub(super) fn bell_fd(&self) -> std::os::fd::RawFd {
+        self.bell.raw_fd()
     }
 }
 
@@ -225,15 +299,16 @@ mod bell {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     pub(super) struct Bell {
-        eventfd: EventFd,
         notify: Notify,
         rings: AtomicU32,
     }
 
     impl Bell {
-        pub(super) fn new(eventfd: EventFd) -> Self {
-            Self { eventfd, notify: Notify::new(), rings: AtomicU32::new(0) }
+        pub(super) fn new() -> Self {
+            Self { notify: Notify::new(), rings: AtomicU32::new(0) }
         }
+
+        pub(super) fn hang(&self, _eventfd: EventFd) {}
 
         pub(super) fn ring(&self) {
             self.rings.fetch_add(1, Ordering::Relaxed);
@@ -242,10 +317,6 @@ mod bell {
 
         pub(super) fn wait(&self) {
             self.notify.wait();
-        }
-
-        pub(super) fn eventfd(&self) -> &EventFd {
-            &self.eventfd
         }
     }
 

@@ -50,6 +50,12 @@
 //!   executor still has one. The task keeps it until it is freed, and it is not freed before the
 //!   thread has given up its reference, after the push.
 //!
+//! A task that is spawned for another shard ([`spawn_at`]) is mail first. Until its executor takes
+//! it, who has the mail stands for the executor: the one mailbox that it waits in, or the thread
+//! that found this closed and ends the task. Either has a strong count at hand, which is all that
+//! `retire` asks for. Nobody owns the task meanwhile, so that all others go through `Remote` and
+//! the shared counts; what they send comes behind the task itself, as the queue keeps the order.
+//!
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
 //! reference too; it is freed without a look at `Remote`.
 
@@ -69,21 +75,21 @@ mod tests;
 
 pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
-pub(crate) use mailbox::{Mailbox, ShardId};
+pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
 pub(crate) use queue::EnterGuard;
 pub(crate) use waker::RootWaker;
 
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};
-use mailbox::Mail;
+use mailbox::{Mail, Owner};
 use origin::Origin;
 use queue::Queue;
 use slab::Slab;
-use state::{Asked, Completion, Enqueue, Pause, Start};
+use state::{Asked, Enqueue, Pause, Start};
 use std::cell::RefCell;
 use std::future::Future;
 use std::task::{Context, Poll};
-use task::{TaskPtr, TaskRef, UNLISTED};
+use task::{Newborn, TaskPtr, TaskRef, UNLISTED};
 
 /// The tasks of one shard. Stays on its thread, and is used through shared references, also by the
 /// tasks it runs.
@@ -146,7 +152,7 @@ impl Executor {
         F: Future + 'static,
         F::Output: 'static,
     {
-        let task = TaskPtr::allocate(future, &self.mailbox, origin);
+        let task = TaskPtr::allocate(future, &self.mailbox, Owner::settled(self.shard), origin);
         // SAFETY: this takes over the reference that a new task has for its handle.
         let handle = unsafe { TaskRef::adopt(task) };
         if self.closed.get() {
@@ -216,42 +222,37 @@ impl Executor {
     fn cancel(&self, task: TaskPtr) {
         let before = self.current.replace(Some(task));
         // SAFETY: this is the owner's thread, and the caller has the uncompleted task in hand.
-        unsafe { task.cancel() };
+        unsafe { task.cancel(self.mailbox.lost()) };
         self.current.set(before);
         self.complete(task);
     }
 
     /// The task's output is stored: hands it on and lets go of the task.
     fn complete(&self, task: TaskPtr) {
-        let header = task.header();
-        header.local.complete();
-        if header.index.get() != UNLISTED {
-            self.tasks.borrow_mut().remove(header.index.get() as usize);
+        let index = task.header().index.get();
+        if index != UNLISTED {
+            self.tasks.borrow_mut().remove(index as usize);
         }
-        match header.join.complete() {
-            // SAFETY: the handle has gone, so the output is the task's to drop.
-            Completion::DropOutput => unsafe { task.drop_output() },
-            Completion::LeaveOutput => {}
-            Completion::WakeHandle => {
-                // SAFETY: the field is filled, and the handle does not touch it any more.
-                let waker = unsafe { header.take_waker() };
-                contain(|| waker.wake());
-            }
-        }
-        // SAFETY: the task was just taken off the list by which the executor held it.
-        unsafe { task.retire() };
+        // SAFETY: the task was just taken off the list by which the executor held it, and the
+        // executor has a strong count.
+        unsafe { task.finish() };
     }
 
-    /// Takes the mail that is there: queues woken tasks and runs closures, in order. Answers how
-    /// many pieces there were.
-    pub(crate) fn take_mail(&self) -> u32 {
+    /// Takes the mail that is there, at most so many pieces: queues woken tasks and runs closures,
+    /// in order. Answers how many pieces there were.
+    pub(crate) fn take_mail(&self, limit: usize) -> u32 {
         let _entered = self.enter();
         // Only what is there now, so that a busy sender does not keep the shard from its turn.
         let mut taken = 0;
-        for _ in 0..self.mailbox.len() {
+        for _ in 0..self.mailbox.len().min(limit) {
             let Some(mail) = self.mailbox.take() else { break };
             match mail {
                 Mail::Wake(task) => self.deliver(task.ptr()),
+                Mail::Spawn(task) => {
+                    let task = task.adopt(&self.mailbox);
+                    self.list(task);
+                    self.queue.push(task);
+                }
                 Mail::Call(call) => contain(call),
                 Mail::Ring => {}
             }
@@ -328,6 +329,28 @@ impl Executor {
             task.header().local.seize();
         }
     }
+}
+
+/// Sends a new task to the shard that the mailbox belongs to. The closure makes its future there.
+/// If that shard has ended, or ends before it takes its mail, the closure is dropped here or there
+/// and the handle reports a cancelled task.
+#[track_caller]
+pub(crate) fn spawn_at<F, Fut>(mailbox: &Arc<Mailbox>, make: F) -> JoinHandle<Fut::Output>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future + 'static,
+    Fut::Output: Send + 'static,
+{
+    let future = async move { make().await };
+    let task = TaskPtr::allocate(future, mailbox, Owner::unborn(), Origin::here());
+    // SAFETY: this takes over the reference that a new task has for its handle.
+    let handle = unsafe { TaskRef::adopt(task) };
+    // SAFETY: the task is unborn, and nobody has it but the handle, which is still here. Before
+    // its first poll the future holds nothing but the closure, which is `Send`.
+    let newborn = unsafe { Newborn::new(task) };
+    mailbox.push(Mail::Spawn(newborn));
+    // SAFETY: this is the reference made for the handle, and the output is that of the future.
+    unsafe { JoinHandle::new(handle) }
 }
 
 impl Drop for Executor {

@@ -4,9 +4,8 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
 
 use super::state::{Refs, Released};
-use super::{Executor, Mailbox, RootWaker, ShardId};
+use super::{Executor, Mailbox, RootWaker, spawn_at};
 use crate::sync::{Arc, AtomicBool, AtomicU32, Ordering};
-use crate::sys::EventFd;
 use loom::thread;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -25,14 +24,14 @@ fn model(body: impl Fn() + Send + Sync + 'static) {
 }
 
 fn executor() -> Executor {
-    Executor::new(Mailbox::new(ShardId::next(), EventFd::new().unwrap()))
+    Executor::new(Mailbox::new())
 }
 
 /// Runs the executor until `done`, sleeping in between as a shard does. Loom reports a deadlock if
 /// it sleeps through the last wake.
 fn run_until(executor: &Executor, mut done: impl FnMut() -> bool) {
     loop {
-        executor.take_mail();
+        executor.take_mail(usize::MAX);
         executor.run(4, &());
         if done() {
             return;
@@ -101,7 +100,7 @@ impl Wake for Flag {
 #[test]
 fn sleeper_never_sleeps_through_mail() {
     model(|| {
-        let mailbox = Mailbox::new(ShardId::next(), EventFd::new().unwrap());
+        let mailbox = Mailbox::new();
         let executor = Executor::new(Arc::clone(&mailbox));
         let pushers: Vec<_> = (0..2)
             .map(|_| {
@@ -112,7 +111,7 @@ fn sleeper_never_sleeps_through_mail() {
         let mut taken = 0;
         let mut announced = 0;
         while taken < 2 {
-            taken += executor.take_mail();
+            taken += executor.take_mail(usize::MAX);
             if taken == 2 {
                 break;
             }
@@ -231,7 +230,7 @@ fn foreign_wake_races_with_completion_and_the_end() {
         let other = waker.clone();
         let one = thread::spawn(move || waker.wake());
         let two = thread::spawn(move || other.wake());
-        executor.take_mail();
+        executor.take_mail(usize::MAX);
         executor.run(1, &());
         slot.lock().unwrap().take();
         drop(executor);
@@ -314,6 +313,60 @@ fn completion_races_with_the_drop_of_the_handle() {
         dropper.join().unwrap();
         assert_eq!(drops.load(Ordering::Relaxed), 1);
         assert_eq!(StdArc::strong_count(&flag), 1, "the waker is dropped once");
+    });
+}
+
+#[test]
+fn sent_task_races_with_the_end() {
+    model(|| {
+        let executor = executor();
+        let mailbox = Arc::clone(&executor.mailbox);
+        let (future, state) = Watched::new();
+        let sender = thread::spawn(move || {
+            let handle = spawn_at(&mailbox, move || future);
+            handle.abort();
+            drop(handle);
+        });
+        executor.take_mail(usize::MAX);
+        executor.run(1, &());
+        drop(executor);
+        sender.join().unwrap();
+        assert_eq!(state.drops(), 1);
+        state.waker.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn sent_tasks_of_two_threads_race_with_the_end() {
+    model(|| {
+        let executor = executor();
+        let senders: Vec<_> = (0..2)
+            .map(|_| {
+                let mailbox = Arc::clone(&executor.mailbox);
+                thread::spawn(move || drop(spawn_at(&mailbox, || async {})))
+            })
+            .collect();
+        drop(executor);
+        for sender in senders {
+            sender.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn handle_of_a_sent_task_is_dropped_by_its_owner_while_another_ends_it() {
+    model(|| {
+        let executor = executor();
+        let mailbox = Arc::clone(&executor.mailbox);
+        let other = thread::spawn(move || mailbox.ring());
+        let handle = spawn_at(&executor.mailbox, || async {});
+        // Dropped when the executor drops its tasks: after the box was closed, on its own thread.
+        drop(executor.spawn(async move {
+            let _kept = handle;
+            std::future::pending::<()>().await;
+        }));
+        drop(executor);
+        other.join().unwrap();
     });
 }
 

@@ -88,7 +88,7 @@ pub(super) fn is_current(shard: ShardId) -> bool {
 /// Puts a task of the current shard into its run queue.
 pub(super) fn push_current(task: TaskPtr) {
     let current = CURRENT.with(|current| current.get());
-    debug_assert_eq!(current.shard, task.header().shard);
+    debug_assert_eq!(current.shard, task.header().owner.get());
     // SAFETY: the guard that set the pointer borrows the executor, which therefore still exists. It
     // is not null, as the caller has found the task's shard to be current.
     let queue = unsafe { &*current.queue };

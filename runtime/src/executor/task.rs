@@ -5,10 +5,10 @@
 //! [`JoinState`] names drops it. When the memory goes, on whatever thread, both are gone.
 
 use super::join::JoinError;
-use super::mailbox::{Mailbox, ShardId};
+use super::mailbox::{Mailbox, Owner};
 use super::origin::Origin;
 use super::queue::is_current;
-use super::state::{JoinState, Local, Refs, Released, Remote, Retire};
+use super::state::{Completion, JoinState, Local, Refs, Released, Remote, Retire};
 use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
 use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
@@ -21,8 +21,7 @@ use std::task::{Context, Poll, Waker};
 #[repr(C)]
 pub(super) struct Header {
     vtable: &'static VTable,
-    /// The owner.
-    pub(super) shard: ShardId,
+    pub(super) owner: Owner,
     /// Only for the thread that is to send mail; the module's text says why it is alive then.
     pub(super) mailbox: *const Mailbox,
     /// The one behind in the run queue. The owner's.
@@ -61,7 +60,7 @@ type Output<F> = Result<<F as Future>::Output, JoinError>;
 /// What only the one who knows the future's type can do.
 struct VTable {
     poll: unsafe fn(TaskPtr, &mut Context<'_>) -> Poll<()>,
-    cancel: unsafe fn(TaskPtr),
+    cancel: unsafe fn(TaskPtr, JoinError),
     take_output: unsafe fn(TaskPtr, *mut ()),
     drop_output: unsafe fn(TaskPtr),
     free: unsafe fn(TaskPtr),
@@ -114,16 +113,16 @@ impl<F: Future> Task<F> {
 
     /// # Safety
     /// As for [`TaskPtr::cancel`].
-    unsafe fn cancel(task: TaskPtr) {
-        // SAFETY: the vtable belongs to this type, and the executor holds the task.
+    unsafe fn cancel(task: TaskPtr, error: JoinError) {
+        // SAFETY: the vtable belongs to this type, and the caller holds the task.
         let stage = unsafe { Self::stage(task) };
         stage.with_mut(|stage| {
-            // SAFETY: only the owner thread reaches the stage of an uncompleted task.
+            // SAFETY: only who holds it for an executor reaches the stage of an uncompleted task.
             let stage = unsafe { &mut *stage };
             // SAFETY: the task is uncompleted, so the future is there; it is replaced below.
             let drop_future = || unsafe { ManuallyDrop::drop(&mut stage.future) };
             let error = match catch_unwind(AssertUnwindSafe(drop_future)) {
-                Ok(()) => JoinError::cancelled(),
+                Ok(()) => error,
                 Err(payload) => JoinError::panic(payload),
             };
             stage.output = ManuallyDrop::new(Err(error));
@@ -177,13 +176,14 @@ impl TaskPtr {
     pub(super) fn allocate<F: Future>(
         future: F,
         mailbox: &Arc<Mailbox>,
+        owner: Owner,
         origin: Origin,
     ) -> TaskPtr {
         let mut task = Box::<Task<F>>::new_uninit();
         task.write(Task {
             header: Header {
                 vtable: &Task::<F>::VTABLE,
-                shard: mailbox.shard(),
+                owner,
                 mailbox: Arc::as_ptr(mailbox),
                 next: Cell::new(None),
                 waker: UnsafeCell::new(MaybeUninit::uninit()),
@@ -243,14 +243,37 @@ impl TaskPtr {
         unsafe { poll(self, cx) }
     }
 
-    /// Drops the future and stores an error.
+    /// Drops the future and stores the error.
     ///
     /// # Safety
-    /// Only on the owner thread, for a task that is uncompleted and not being polled.
-    pub(super) unsafe fn cancel(self) {
+    /// Only for a task that is uncompleted and not being polled, on the owner thread or by who has
+    /// its [`Newborn`].
+    pub(super) unsafe fn cancel(self, error: JoinError) {
         let cancel = self.header().vtable.cancel;
         // SAFETY: as the caller promises.
-        unsafe { cancel(self) }
+        unsafe { cancel(self, error) }
+    }
+
+    /// The output is stored: hands it on and lets go of the task.
+    ///
+    /// # Safety
+    /// Once, on the owner thread by the executor, which has taken the task off its list, or by who
+    /// has its [`Newborn`]; and with a strong count of the mailbox at hand.
+    pub(super) unsafe fn finish(self) {
+        let header = self.header();
+        header.local.complete();
+        match header.join.complete() {
+            // SAFETY: the handle has gone, so the output is the task's to drop.
+            Completion::DropOutput => unsafe { self.drop_output() },
+            Completion::LeaveOutput => {}
+            Completion::WakeHandle => {
+                // SAFETY: the field is filled, and the handle does not touch it any more.
+                let waker = unsafe { header.take_waker() };
+                contain(|| waker.wake());
+            }
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.retire() };
     }
 
     /// # Safety
@@ -279,7 +302,7 @@ impl TaskPtr {
     fn counts_locally(self) -> bool {
         let header = self.header();
         // In this order: the local state is the owner's to read.
-        is_current(header.shard) && !header.local.is_complete()
+        is_current(header.owner.get()) && !header.local.is_complete()
     }
 
     fn retain(self) {
@@ -305,8 +328,8 @@ impl TaskPtr {
     /// The executor lets go of a completed task.
     ///
     /// # Safety
-    /// Only by the executor, once; with it goes its right to use the task.
-    pub(super) unsafe fn retire(self) {
+    /// As for [`finish`](TaskPtr::finish); with it goes the right to use the task.
+    unsafe fn retire(self) {
         let header = self.header();
         debug_assert!(header.local.is_complete());
         if header.refs.only_held() {
@@ -314,7 +337,7 @@ impl TaskPtr {
             return unsafe { self.free() };
         }
         if header.remote.retire() == Retire::MailUnderWay {
-            // SAFETY: the executor that calls this has a strong count.
+            // SAFETY: who calls this has a strong count.
             unsafe { Arc::increment_strong_count(header.mailbox) };
             header.holds_mailbox.set(true);
         }
@@ -336,6 +359,42 @@ impl TaskPtr {
         // SAFETY: as the caller promises.
         unsafe { free(self) };
         drop(mailbox);
+    }
+}
+
+/// A task on its way to the shard that will own it, with the hold that an executor has. It has an
+/// owner when it arrives; until then nobody touches what is the owner's, but who has this.
+///
+/// Not dropped but adopted or cancelled; what is forgotten leaks.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Newborn(TaskPtr);
+
+// SAFETY: the future has not been polled, and `new` was promised that it is `Send` until it has.
+// All else of the task is atomic, or belongs to who has this, of which there is one.
+unsafe impl Send for Newborn {}
+
+impl Newborn {
+    /// # Safety
+    /// The task was allocated unborn and is in no other hands but those of its handle. Its future
+    /// may go to another thread before it is polled.
+    pub(super) unsafe fn new(task: TaskPtr) -> Newborn {
+        Newborn(task)
+    }
+
+    /// Hands the task to the executor of its mailbox, on that executor's thread.
+    pub(super) fn adopt(self, mailbox: &Mailbox) -> TaskPtr {
+        debug_assert_eq!(self.0.header().mailbox, std::ptr::from_ref(mailbox));
+        self.0.header().owner.settle(mailbox.shard());
+        self.0
+    }
+
+    /// Ends the task before it has begun. Only with a strong count of its mailbox at hand.
+    pub(super) fn cancel(self, error: JoinError) {
+        // SAFETY: this is the newborn task, which nobody polls.
+        unsafe { self.0.cancel(error) };
+        // SAFETY: as above; the future was just replaced by the error.
+        unsafe { self.0.finish() };
     }
 }
 

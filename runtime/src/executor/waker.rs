@@ -53,7 +53,7 @@ unsafe fn drop_waker(raw: *const ()) {
 /// Sees to it that the task is polled again, if it is not complete.
 fn wake_task(task: TaskPtr) {
     let header = task.header();
-    if is_current(header.shard) {
+    if is_current(header.owner.get()) {
         if header.local.wake() == Enqueue::Now {
             push_current(task);
         }
@@ -65,7 +65,7 @@ fn wake_task(task: TaskPtr) {
 /// Sees to it that the task's future is dropped, if the task is not complete.
 pub(super) fn abort_task(task: TaskPtr) {
     let header = task.header();
-    if is_current(header.shard) {
+    if is_current(header.owner.get()) {
         if header.local.abort() == Enqueue::Now {
             push_current(task);
         }

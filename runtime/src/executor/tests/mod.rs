@@ -1,7 +1,7 @@
 //! What tasks, wakers and handles keep to, on one executor and across threads.
 
 use super::task::{self, Header, TaskPtr};
-use super::{AbortHandle, EnterGuard, Executor, JoinError, JoinHandle, Mailbox, ShardId};
+use super::{AbortHandle, EnterGuard, Executor, JoinError, JoinHandle, Mailbox};
 use crate::sys::EventFd;
 use std::future::Future;
 use std::pin::Pin;
@@ -11,20 +11,23 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
+mod elsewhere;
 mod end;
 mod handles;
 mod tasks;
 mod wakers;
 
 fn executor() -> Executor {
-    Executor::new(Mailbox::new(ShardId::next(), EventFd::new().unwrap()))
+    let mailbox = Mailbox::new();
+    mailbox.hang_bell(EventFd::new().unwrap());
+    Executor::new(mailbox)
 }
 
 /// Takes mail and runs tasks until neither is left. Answers how many polls that took.
 fn settle(executor: &Executor) -> u32 {
     let mut polls = 0;
     loop {
-        let mail = executor.take_mail();
+        let mail = executor.take_mail(usize::MAX);
         let turns = executor.run(64, &());
         polls += turns;
         if mail == 0 && turns == 0 {

@@ -1,0 +1,151 @@
+//! The processors that the process may use, and binding threads to them.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::{fs, io, mem, thread};
+
+/// The processors of the thread that asked, in the order in which shards take them: one of each
+/// core first, then the cores' further threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cpus {
+    order: Vec<usize>,
+    /// How many threads can run at a time: the processors, or what a quota of the cgroup leaves.
+    parallel: usize,
+}
+
+impl Cpus {
+    pub(crate) fn of_this_thread() -> Cpus {
+        let allowed = affinity().map(|set| members(&set)).unwrap_or_default();
+        // Looks at the quotas of both kinds of cgroups as well.
+        let parallel = thread::available_parallelism().map_or(1, usize::from);
+        Cpus { order: cores_first(allowed, core_of), parallel }
+    }
+
+    pub(crate) fn parallel(&self) -> usize {
+        self.parallel
+    }
+
+    /// The processor for one of so many shards: none unless each can have one of its own.
+    ///
+    /// A quota below the number of processors is no right to the first few of them: all containers
+    /// of a machine would meet there.
+    pub(crate) fn place(&self, index: usize, shards: usize) -> Option<usize> {
+        let each_has_one = shards <= self.order.len();
+        let is_under_quota = self.parallel < self.order.len();
+        if each_has_one && !is_under_quota { self.order.get(index).copied() } else { None }
+    }
+}
+
+/// Processors whose core has been met before come last.
+fn cores_first(allowed: Vec<usize>, core_of: impl Fn(usize) -> String) -> Vec<usize> {
+    let mut met = BTreeSet::new();
+    let (mut order, further): (Vec<_>, Vec<_>) =
+        allowed.into_iter().partition(|&cpu| met.insert(core_of(cpu)));
+    order.extend(further);
+    order
+}
+
+/// What all threads of a core have in common, and no others.
+fn core_of(cpu: usize) -> String {
+    let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+    fs::read_to_string(file).unwrap_or_else(|_unknown| cpu.to_string())
+}
+
+/// Threads made by one that was bound would be bound too. Here is what the first was allowed.
+static UNBOUND: OnceLock<libc::cpu_set_t> = OnceLock::new();
+
+/// Binds this thread to one processor.
+pub(crate) fn bind(cpu: usize) -> io::Result<()> {
+    let before = affinity()?;
+    UNBOUND.get_or_init(|| before);
+    // SAFETY: a set of processors is plain bits, of which none may be set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the call checks that the processor is in the range of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    set_affinity(&set)
+}
+
+/// Lets this thread run wherever the process might before its first thread was bound.
+pub(crate) fn unbind() {
+    if let Some(set) = UNBOUND.get() {
+        // What was allowed once and is no more leaves the thread where it is.
+        let _stays = set_affinity(set);
+    }
+}
+
+/// Binds this thread until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Bound(());
+
+impl Bound {
+    pub(crate) fn to(cpu: usize) -> io::Result<Bound> {
+        bind(cpu).map(|()| Bound(()))
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        unbind();
+    }
+}
+
+fn affinity() -> io::Result<libc::cpu_set_t> {
+    // SAFETY: a set of processors is plain bits.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the set has the size that is given; 0 is this thread.
+    let result = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    if result == 0 { Ok(set) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
+    // SAFETY: the set has the size that is given; 0 is this thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(set), set) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn members(set: &libc::cpu_set_t) -> Vec<usize> {
+    let bits = 8 * size_of_val(set);
+    // SAFETY: the processors asked for are those that the set has room for.
+    (0..bits).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, set) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_take_whole_cores_before_they_share_one() {
+        let neighbours = |cpu: usize| format!("{}-{}", cpu / 2 * 2, cpu / 2 * 2 + 1);
+        assert_eq!(cores_first((0..6).collect(), neighbours), [0, 2, 4, 1, 3, 5]);
+        let halves = |cpu: usize| format!("{},{}", cpu % 3, cpu % 3 + 3);
+        assert_eq!(cores_first((0..6).collect(), halves), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(cores_first(vec![5, 4, 1], neighbours), [5, 1, 4]);
+    }
+
+    #[test]
+    fn more_shards_than_processors_or_a_quota_bind_nobody() {
+        let whole = Cpus { order: vec![3, 5], parallel: 2 };
+        assert_eq!((whole.place(0, 2), whole.place(1, 2)), (Some(3), Some(5)));
+        assert_eq!(whole.place(0, 1), Some(3));
+        assert_eq!(whole.place(0, 3), None);
+        let under_quota = Cpus { order: vec![3, 5], parallel: 1 };
+        assert_eq!(under_quota.place(0, 1), None);
+        let unknown = Cpus { order: vec![], parallel: 1 };
+        assert_eq!(unknown.place(0, 1), None);
+    }
+
+    #[test]
+    fn a_bound_thread_runs_there_and_is_free_again() {
+        let before = members(&affinity().unwrap());
+        let last = *before.last().unwrap();
+        let bound = Bound::to(last).unwrap();
+        assert_eq!(members(&affinity().unwrap()), [last]);
+        let inherited = thread::spawn(|| {
+            unbind();
+            members(&affinity().unwrap())
+        });
+        assert_eq!(inherited.join().unwrap(), before);
+        drop(bound);
+        assert_eq!(members(&affinity().unwrap()), before);
+    }
+}

@@ -1,0 +1,254 @@
+//! The shards of a runtime: who is there, who is started when first addressed, and how all end.
+//!
+//! The first shard is the thread that made the runtime. Each other one is a thread of its own,
+//! which is made when something is first sent to it. A shard that could not start, or failed,
+//! leaves its seat empty: what was sent to it is told why, and what is sent next starts it anew.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::contain::text_of;
+use crate::cpus::{self, Bound, Cpus};
+use crate::error::BuildError;
+use crate::executor::{Mailbox, SharedMailbox};
+use crate::shard::{self, Shard};
+
+/// What a shard may take to end beyond the two waits that its `close` allows itself.
+const END_SLACK: Duration = Duration::from_secs(1);
+
+/// All shards of a runtime, started or not.
+pub(crate) struct Crew {
+    config: Config,
+    /// Of the first shard.
+    first: SharedMailbox,
+    seats: OnceLock<Seats>,
+    closed: Mutex<bool>,
+    /// Threads that were started and have not ended.
+    running: Mutex<usize>,
+    ended: Condvar,
+}
+
+struct Seats {
+    cpus: Cpus,
+    /// Of the shards behind the first.
+    others: Box<[Mutex<Seat>]>,
+}
+
+enum Seat {
+    Empty,
+    Taken { mailbox: SharedMailbox, thread: thread::JoinHandle<()> },
+}
+
+impl Crew {
+    /// A crew of which this thread is to be the first.
+    pub(crate) fn new(config: Config) -> Arc<Crew> {
+        Arc::new(Crew {
+            config,
+            first: Mailbox::new(),
+            seats: OnceLock::new(),
+            closed: Mutex::new(false),
+            running: Mutex::new(0),
+            ended: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// How many shards there are, started or not.
+    pub(crate) fn size(&self) -> usize {
+        self.seats().others.len() + 1
+    }
+
+    /// Made when first asked for: most runtimes of one shard never do, and this reads files.
+    fn seats(&self) -> &Seats {
+        self.seats.get_or_init(|| {
+            let cpus = Cpus::of_this_thread();
+            let size = self.config.shards.map_or(cpus.parallel(), |shards| shards as usize);
+            let others = (1..size).map(|_| Mutex::new(Seat::Empty)).collect();
+            Seats { cpus, others }
+        })
+    }
+
+    /// The mailbox of a shard, which is started if it does not run. One that cannot be started
+    /// gives a mailbox that is closed.
+    pub(crate) fn mailbox(self: &Arc<Self>, index: usize) -> SharedMailbox {
+        if index == 0 {
+            return SharedMailbox::clone(&self.first);
+        }
+        let mut seat = lock(&self.seats().others[index - 1]);
+        if let Seat::Taken { mailbox, .. } = &*seat {
+            return SharedMailbox::clone(mailbox);
+        }
+        let mailbox = Mailbox::new();
+        // Held until the thread is in its seat, so that the end finds all that were begun.
+        let closed = lock(&self.closed);
+        if *closed {
+            mailbox.close();
+            return mailbox;
+        }
+        match self.start(index, &mailbox) {
+            Ok(thread) => *seat = Seat::Taken { mailbox: SharedMailbox::clone(&mailbox), thread },
+            Err(error) => could_not_start(&mailbox, index, &error),
+        }
+        mailbox
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        index: usize,
+        mailbox: &SharedMailbox,
+    ) -> Result<thread::JoinHandle<()>, BuildError> {
+        let mailbox = SharedMailbox::clone(mailbox);
+        let running = Running::new(Arc::clone(self));
+        thread::Builder::new()
+            .name(format!("annulus-{index}"))
+            .spawn(move || running.crew.run(index, &mailbox))
+            .map_err(|error| BuildError::Io("making its thread", error))
+    }
+
+    /// What the thread of a shard does.
+    fn run(self: &Arc<Self>, index: usize, mailbox: &SharedMailbox) {
+        // A bound thread may have made this one.
+        cpus::unbind();
+        if let Some(cpu) = self.place(index) {
+            if let Err(error) = cpus::bind(cpu) {
+                eprintln!("annulus: shard {index} is not bound to processor {cpu}: {error}");
+            }
+        }
+        match Shard::new(Arc::clone(self), index, SharedMailbox::clone(mailbox)) {
+            Ok(shard) => {
+                let run = catch_unwind(AssertUnwindSafe(|| shard.run_until_told()));
+                if let Err(payload) = &run {
+                    let why = text_of(&**payload).unwrap_or("a panic");
+                    mailbox.fail(&format!("shard {index} has failed: {why}"));
+                }
+                self.vacate(index, mailbox);
+                end(shard);
+            }
+            Err(error) => {
+                self.vacate(index, mailbox);
+                could_not_start(mailbox, index, &error);
+            }
+        }
+    }
+
+    /// The processor that a shard of a thread of its own is bound to.
+    fn place(&self, index: usize) -> Option<usize> {
+        let wanted = self.config.pin.unwrap_or(true);
+        if wanted { self.seats().cpus.place(index, self.size()) } else { None }
+    }
+
+    /// Binds the calling thread, which is the program's, only where that was asked for.
+    pub(crate) fn bind_first(&self) -> Option<Bound> {
+        let cpu = if self.config.pin == Some(true) { self.place(0)? } else { return None };
+        match Bound::to(cpu) {
+            Ok(bound) => Some(bound),
+            Err(error) => {
+                eprintln!("annulus: shard 0 is not bound to processor {cpu}: {error}");
+                None
+            }
+        }
+    }
+
+    fn vacate(&self, index: usize, of: &SharedMailbox) {
+        let mut seat = lock(&self.seats().others[index - 1]);
+        if matches!(&*seat, Seat::Taken { mailbox, .. } if mailbox.shard() == of.shard()) {
+            *seat = Seat::Empty;
+        }
+    }
+
+    /// Tells the shards that have threads to end. None is started any more.
+    #[must_use]
+    pub(crate) fn dismiss(&self) -> Leaving {
+        *lock(&self.closed) = true;
+        let mut threads = Vec::new();
+        for (index, seat) in self.seats.get().into_iter().flat_map(|it| &it.others).enumerate() {
+            if let Seat::Taken { mailbox, thread } =
+                std::mem::replace(&mut *lock(seat), Seat::Empty)
+            {
+                mailbox.push_call(Box::new(|| {
+                    shard::try_with(Shard::tell_to_end);
+                }));
+                threads.push((index + 1, thread));
+            }
+        }
+        Leaving { threads }
+    }
+
+    /// Waits until the dismissed have ended, within a bound.
+    pub(crate) fn see_off(&self, leaving: Leaving) {
+        let deadline = Instant::now() + 2 * self.config.drain_timeout + END_SLACK;
+        let mut running = lock(&self.running);
+        while *running > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let (guard, _) =
+                self.ended.wait_timeout(running, left).unwrap_or_else(PoisonError::into_inner);
+            running = guard;
+        }
+        let all_ended = *running == 0;
+        drop(running);
+        for (index, thread) in leaving.threads {
+            if all_ended || thread.is_finished() {
+                // A panic of the thread was its shard's failure, and told then.
+                let _told = thread.join();
+            } else {
+                eprintln!(
+                    "annulus: shard {index} does not end: one of its tasks does not yield; its \
+                     thread is left behind"
+                );
+            }
+        }
+    }
+}
+
+/// Threads of shards that were told to end.
+pub(crate) struct Leaving {
+    threads: Vec<(usize, thread::JoinHandle<()>)>,
+}
+
+/// Counts a thread from before it is made until it has ended, or could not be made.
+struct Running {
+    crew: Arc<Crew>,
+}
+
+impl Running {
+    fn new(crew: Arc<Crew>) -> Running {
+        *lock(&crew.running) += 1;
+        Running { crew }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *lock(&self.crew.running) -= 1;
+        self.crew.ended.notify_all();
+    }
+}
+
+/// Ends a shard on its own thread.
+pub(crate) fn end(shard: Rc<Shard>) {
+    // If closing unwinds, the shard stays, with all that the kernel may still write to.
+    let kept = std::mem::ManuallyDrop::new(Rc::clone(&shard));
+    shard.close();
+    drop(shard);
+    drop(std::mem::ManuallyDrop::into_inner(kept));
+}
+
+#[cold]
+fn could_not_start(mailbox: &SharedMailbox, index: usize, error: &BuildError) {
+    mailbox.fail(&format!("shard {index} could not start: {error}"));
+    mailbox.close();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
