@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use annulus_runtime::LIMITS;
 use annulus_runtime::io::{Fd, Op};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -218,7 +219,7 @@ pub struct ListenOptions {
 impl ListenOptions {
     /// The defaults.
     pub fn new() -> ListenOptions {
-        ListenOptions { backlog: 1024, reuse_port: false, only_v6: None }
+        ListenOptions { backlog: LIMITS.backlog, reuse_port: false, only_v6: None }
     }
 
     /// How many established connections may wait in the kernel. Default 1024; the sysctl

@@ -9,6 +9,7 @@ use std::os::unix::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use annulus_runtime::LIMITS;
 use annulus_runtime::io::{Fd, check_runtime};
 use annulus_runtime::time::sleep;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -264,7 +265,7 @@ pub struct UnixListenOptions {
 impl UnixListenOptions {
     /// The defaults.
     pub fn new() -> UnixListenOptions {
-        UnixListenOptions { backlog: 1024 }
+        UnixListenOptions { backlog: LIMITS.backlog }
     }
 
     /// How many connections may wait in the kernel; one more than that do. Default 1024; the

@@ -132,6 +132,9 @@ pub struct Limits {
     pub copied_send_bytes_max: usize,
     /// A zero-copy send of less is an ordinary one: the kernel's notice costs more than the copy.
     pub zero_copy_bytes_min: usize,
+    /// Connections that wait in the kernel before a listener takes them; then clients have to
+    /// try again. As many as the listener holds itself. The sysctl `net.core.somaxconn` cuts it.
+    pub backlog: u32,
     /// Accepted connections that a listener holds before anyone takes them; then the kernel's
     /// backlog holds the rest. Each is a descriptor, and 1024 is the usual limit of a process.
     pub accept_queue_max: usize,
@@ -163,6 +166,7 @@ pub const LIMITS: Limits = Limits {
     direct_recv_bytes_min: 16 * 1024,
     copied_send_bytes_max: 1024,
     zero_copy_bytes_min: 16 * 1024,
+    backlog: 1024,
     accept_queue_max: 1024,
     datagram_queue_max: 16,
     accept_error_interval: Duration::from_millis(100),
