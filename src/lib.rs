@@ -34,6 +34,7 @@
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
 //! - [`driver_info`]: which driver runs, and why.
+//! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
 //!
 //! # Dropping futures
@@ -54,7 +55,7 @@ pub use annulus_net::io;
 pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, Shard, buf, driver_info, metrics, on_each_shard, shutdown, spawn, task, time,
+    Runtime, Shard, buf, doctor, driver_info, metrics, on_each_shard, shutdown, spawn, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

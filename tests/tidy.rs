@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["sys", "sync", "cpus", "config", "contain", "metrics"],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error"],
@@ -23,6 +23,7 @@ const LAYERS: [&[&str]; 5] = [
         "runtime",
         "shutdown",
     ],
+    &["doctor"],
 ];
 /// Past this a file is two ideas.
 const LINES_MAX: usize = 600;

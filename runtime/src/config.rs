@@ -210,6 +210,10 @@ const EVENT_INTERVAL: RangeInclusive<u32> = 1..=65_536;
 /// In microseconds. A whole second of spinning is a way to burn a processor, not to save a wake.
 const SPIN_US: RangeInclusive<u64> = 0..=1_000_000;
 
+/// What the environment may say, each by the name of its variable.
+pub(crate) const VARIABLES: [&str; 4] =
+    ["ANNULUS_DRIVER", "ANNULUS_SHARDS", "ANNULUS_RING_ENTRIES", "ANNULUS_SPIN_US"];
+
 impl Config {
     /// This configuration with the environment of the process over it, checked.
     ///
@@ -219,13 +223,16 @@ impl Config {
         self.with_variables(|name| std::env::var_os(name))
     }
 
-    fn with_variables(
+    pub(crate) fn with_variables(
         mut self,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, ConfigError> {
         // The builder's own values first: an override hides no mistake in the program.
         self = self.checked()?;
-        let read = |name: &'static str| variable(name).map(|value| Variable { name, value });
+        let read = |name: &'static str| {
+            debug_assert!(VARIABLES.contains(&name), "{name} is not in the list");
+            variable(name).map(|value| Variable { name, value })
+        };
         if let Some(variable) = read("ANNULUS_DRIVER") {
             self.driver = variable.driver()?;
         }
@@ -387,6 +394,14 @@ mod tests {
     #[test]
     fn defaults_are_in_range_and_already_rounded() {
         assert_eq!(with(&[]), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_variable_of_the_list_is_read() {
+        for name in VARIABLES {
+            let text = with(&[(name, "?")]).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("{name}=\"?\" cannot be used")), "{text}");
+        }
     }
 
     #[test]

@@ -21,6 +21,11 @@ impl Cpus {
         Cpus { order: cores_first(allowed, core_of), parallel }
     }
 
+    /// How many there are. `None`: it could not be read.
+    pub(crate) fn count(&self) -> Option<usize> {
+        (!self.order.is_empty()).then_some(self.order.len())
+    }
+
     pub(crate) fn parallel(&self) -> usize {
         self.parallel
     }

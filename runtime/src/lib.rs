@@ -6,7 +6,7 @@
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`;
 //! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew` and
 //! `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
-//! `runtime`, `io`, `shutdown`.
+//! `runtime`, `io`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -35,12 +35,14 @@ mod timers;
 mod waiters;
 
 pub mod buf;
+pub mod doctor;
 pub mod io;
 pub mod shutdown;
 pub mod task;
 pub mod time;
 
 pub use config::{ConfigError, Driver, LIMITS, Limits};
+pub use doctor::doctor;
 pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
 pub use metrics::Metrics;

@@ -163,6 +163,26 @@ pub fn take_socket_error(fd: BorrowedFd<'_>) -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
+/// A limit that the system sets for a process, which a privileged one may raise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Resource {
+    Descriptors,
+    LockedMemory,
+}
+
+/// The soft and the hard limit, as `getrlimit(2)`; `u64::MAX` is no limit.
+pub(crate) fn resource_limit(resource: Resource) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let number = match resource {
+        Resource::Descriptors => libc::RLIMIT_NOFILE,
+        Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+    };
+    // SAFETY: the struct is valid for writing; getrlimit keeps no pointer to it.
+    check(unsafe { libc::getrlimit(number, &raw mut limit) })?;
+    let bound = |value| if value == libc::RLIM_INFINITY { u64::MAX } else { value };
+    Ok((bound(limit.rlim_cur), bound(limit.rlim_max)))
+}
+
 /// What epoll reports of one descriptor.
 #[derive(Clone, Copy)]
 pub(crate) struct EpollEvent {

@@ -1,25 +1,14 @@
 //! Which driver runs, found out by trying: once with every operation that the ring driver needs.
 //!
-//! | needed | since | without it |
-//! | --- | --- | --- |
-//! | `SINGLE_ISSUER`, `DEFER_TASKRUN`, `TASKRUN_FLAG`, `SUBMIT_ALL`, `CQSIZE` | 6.1 | epoll |
-//! | `NODROP`, `EXT_ARG`, `CQE_SKIP`, `FAST_POLL` (feature bits) | 5.17 | epoll |
-//! | `io_uring_enter` and `io_uring_register` not filtered | | epoll |
-//! | provided-buffer ring | 5.19 | epoll |
-//! | multishot accept, multishot receive | 6.0 | epoll |
-//! | multishot receive of messages | 6.0 | datagrams are received by system calls |
-//! | `NO_SQARRAY` | 6.6 | a ring with the array |
-//! | `NO_IOWAIT` (feature bit) | 6.15 | an idle shard shows as I/O wait |
-//! | multishot receive with a bound on its bytes | 6.17 | a burst may pass the queue's bound |
-//! | sends that report failures only | 5.17 | each send has a completion |
-//! | `SEND_ZC` (probe) | 6.0 | zero-copy sends are plain sends |
-//!
-//! The kernel's version is never asked: distributions port features back, containers filter them.
+//! What is tried, since when Linux has it and what happens without it stands in `table`. The
+//! kernel's version is never asked: distributions port features back, containers filter them.
+
+mod table;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::thread;
@@ -28,6 +17,8 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd};
 use io_uring::{IoUring, Probe, opcode, squeue};
 
+pub use self::table::Feature;
+pub(crate) use self::table::survey;
 use super::operation::Completion;
 use super::refusal::{Refusal, Stage};
 use crate::buf::{GROUP, Pool};
@@ -45,6 +36,7 @@ const LATE_RETURN: Duration = Duration::from_millis(30);
 pub(crate) struct Ring {
     pub(crate) ring: IoUring,
     pub(crate) pool: Rc<Pool>,
+    without_array: bool,
 }
 
 /// Why there is no ring.
@@ -142,6 +134,10 @@ struct Sizes {
 
 type Failure = (Stage, io::Error);
 
+/// Trials that more than one place names.
+const MULTISHOT_RECEIVE: Stage = Stage::Probe("a multishot receive");
+const MULTISHOT_ACCEPT: Stage = Stage::Probe("a multishot accept");
+
 impl Sizes {
     fn of(config: &Config) -> Sizes {
         Sizes {
@@ -159,17 +155,17 @@ impl Sizes {
     }
 
     fn build(&self) -> Result<Ring, Failure> {
-        let ring = self.setup(true).or_else(|error| match error.raw_os_error() {
+        let (ring, without_array) = match self.setup(true) {
             // Before 6.6 the kernel does not know NO_SQARRAY.
-            Some(libc::EINVAL) => self.setup(false),
-            _ => Err(error),
-        });
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (self.setup(false), false),
+            made => (made, true),
+        };
         let ring = ring.map_err(|error| (Stage::Setup, error))?;
         check_features(&ring)?;
         let (buffers, bytes_each) = (self.buffers, self.buffer_bytes);
         let pool = Pool::registered(&ring.submitter(), GROUP, buffers, bytes_each)
             .map_err(|error| (Stage::Register, error))?;
-        Ok(Ring { ring, pool })
+        Ok(Ring { ring, pool, without_array })
     }
 
     fn setup(&self, without_array: bool) -> io::Result<IoUring> {
@@ -211,7 +207,7 @@ fn try_out(ring: &mut Ring) -> Result<Trial, Failure> {
 }
 
 fn try_receive(ring: &mut Ring) -> Result<(), Failure> {
-    let stage = Stage::Probe("a multishot receive");
+    let stage = MULTISHOT_RECEIVE;
     let (ours, theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
     io::Write::write_all(&mut &theirs, b"a").map_err(|error| (stage, error))?;
     let receive = unbounded_receive(ours.as_raw_fd());
@@ -227,7 +223,7 @@ fn try_receive(ring: &mut Ring) -> Result<(), Failure> {
 }
 
 fn try_accept(ring: &mut IoUring) -> Result<(), Failure> {
-    let stage = Stage::Probe("a multishot accept");
+    let stage = MULTISHOT_ACCEPT;
     let listener = unnamed_listener().map_err(|error| (stage, error))?;
     let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build();
     push(ring, &accept.user_data(TRIED));
@@ -240,7 +236,7 @@ fn try_accept(ring: &mut IoUring) -> Result<(), Failure> {
 
 /// True if the kernel ends a multishot receive that has brought as much as it was to bring.
 fn try_bounded_receive(ring: &mut Ring) -> Result<bool, Failure> {
-    let stage = Stage::Probe("a multishot receive");
+    let stage = MULTISHOT_RECEIVE;
     let (ours, theirs) = UnixStream::pair().map_err(|error| (stage, error))?;
     io::Write::write_all(&mut &theirs, b"a").map_err(|error| (stage, error))?;
     let receive = bounded_receive(ours.as_raw_fd(), 1);
@@ -252,6 +248,25 @@ fn try_bounded_receive(ring: &mut Ring) -> Result<bool, Failure> {
         cancel_all(&mut ring.ring)?;
     }
     Ok(answer.result().is_ok() && !answer.more())
+}
+
+/// True if datagrams can be received into the pool, each with a header. Asked for by surveys only:
+/// a socket finds out when it receives.
+fn try_messages(ring: &mut Ring) -> Result<bool, Failure> {
+    let (ours, theirs) = UnixDatagram::pair().map_err(|error| (MULTISHOT_RECEIVE, error))?;
+    theirs.send(b"a").map_err(|error| (MULTISHOT_RECEIVE, error))?;
+    // SAFETY: all zeros is a message of no parts.
+    let shape: libc::msghdr = unsafe { std::mem::zeroed() };
+    let fd = Fd(ours.as_raw_fd());
+    let receive = opcode::RecvMsgMulti::new(fd, &raw const shape, GROUP).build();
+    let answer = round_trip(&mut ring.ring, &receive).map_err(|error| (Stage::Enter, error))?;
+    if let Some(buffer) = answer.buffer() {
+        drop(ring.pool.lend(buffer, 1));
+    }
+    if answer.more() {
+        cancel_all(&mut ring.ring)?;
+    }
+    Ok(answer.result().is_ok() && answer.buffer().is_some())
 }
 
 fn unbounded_receive(fd: RawFd) -> squeue::Entry {

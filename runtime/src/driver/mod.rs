@@ -25,11 +25,14 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use self::epoll::Epoll;
+pub use self::features::Feature;
 pub(crate) use self::features::multishot_receive;
+pub(crate) use self::features::survey;
 use self::features::{NoRing, make_ring};
 use self::operation::{Completion, MultishotOperation, Operation};
 pub use self::quiet::Batch;
 pub(crate) use self::quiet::ShortSend;
+pub(crate) use self::refusal::{Bytes, Surroundings};
 pub use self::refusal::{Cause, Refusal, Stage};
 pub(crate) use self::slots::Key;
 use self::uring::Uring;
@@ -65,6 +68,10 @@ pub struct DriverInfo {
 }
 
 impl DriverInfo {
+    pub(crate) fn new(driver: config::Driver, refusal: Option<Refusal>) -> DriverInfo {
+        DriverInfo { driver, refusal }
+    }
+
     /// [`Driver::Uring`](config::Driver::Uring) or [`Driver::Epoll`](config::Driver::Epoll).
     #[must_use]
     pub fn driver(&self) -> config::Driver {

@@ -9,6 +9,8 @@ use std::fmt;
 use std::fs;
 use std::io;
 
+use crate::sys::{self, Resource};
+
 /// Why io_uring is not used: the step that failed, its errno, and the cause behind it.
 ///
 /// The text names the cause and the remedy; [`Refusal::summary`] is the short form for a notice.
@@ -142,7 +144,7 @@ impl Refusal {
     }
 
     /// `io_uring_setup was refused with EPERM`
-    fn what(&self) -> String {
+    pub(crate) fn what(&self) -> String {
         let what = match self.stage {
             Stage::Setup | Stage::Features => "io_uring_setup",
             Stage::Enter => "io_uring_enter",
@@ -161,7 +163,7 @@ impl Refusal {
     }
 
     /// The cause as a clause, and what to do about it as another.
-    fn cause_and_remedy(&self) -> (String, &'static str) {
+    pub(crate) fn cause_and_remedy(&self) -> (String, &'static str) {
         match &self.cause {
             Cause::Sysctl(1) => (
                 "the sysctl kernel.io_uring_disabled is 1, and this process is neither \
@@ -254,15 +256,15 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 /// What surrounds this process and may explain a refusal. `None`: it could not be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Surroundings {
+pub(crate) struct Surroundings {
     /// `kernel.osrelease`, such as `6.1.0-18-amd64`.
-    release: Option<String>,
+    pub(crate) release: Option<String>,
     /// `kernel.io_uring_disabled`, since Linux 6.6.
-    sysctl: Option<u8>,
+    pub(crate) sysctl: Option<u8>,
     /// `kernel.io_uring_group`; −1 is no group.
-    sysctl_group: Option<i64>,
+    pub(crate) sysctl_group: Option<i64>,
     /// 0 no seccomp, 1 strict, 2 a filter.
-    seccomp: Option<u8>,
+    pub(crate) seccomp: Option<u8>,
     /// The file system group, which the kernel asks for, and the supplementary ones.
     groups: Option<Vec<i64>>,
     /// The effective capabilities, one bit each.
@@ -274,7 +276,7 @@ struct Surroundings {
 }
 
 impl Surroundings {
-    fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let read = |path| fs::read_to_string(path).ok();
         // A seccomp filter belongs to a thread, not to its process.
         let status = read("/proc/thread-self/status").or_else(|| read("/proc/self/status"));
@@ -283,7 +285,7 @@ impl Surroundings {
             sysctl: read("/proc/sys/kernel/io_uring_disabled").and_then(number),
             sysctl_group: read("/proc/sys/kernel/io_uring_group").and_then(number),
             in_user_namespace: read("/proc/self/uid_map").map(|text| !maps_every_user(&text)),
-            memlock_limit: memlock_limit(),
+            memlock_limit: sys::resource_limit(Resource::LockedMemory).ok().map(|limit| limit.0),
             ..Self::default()
         };
         around.read_status(status.as_deref().unwrap_or_default());
@@ -397,6 +399,11 @@ impl Surroundings {
         }
     }
 
+    /// Whether the limit on locked memory does not hold for this process.
+    pub(crate) fn is_exempt_from_memlock(&self) -> Option<bool> {
+        self.has_capability(CAP_IPC_LOCK)
+    }
+
     fn has_capability(&self, number: u32) -> Option<bool> {
         match (self.capabilities, self.in_user_namespace) {
             (Some(set), _) if set & (1 << number) == 0 => Some(false),
@@ -419,17 +426,6 @@ fn maps_every_user(uid_map: &str) -> bool {
     uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-fn memlock_limit() -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the struct is valid for writing; getrlimit keeps no pointer to it.
-    let answer = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
-    match limit.rlim_cur {
-        _ if answer != 0 => None,
-        libc::RLIM_INFINITY => Some(u64::MAX),
-        bytes => Some(bytes),
-    }
-}
-
 /// An errno by its name in the manual pages.
 struct Errno(i32);
 
@@ -450,7 +446,7 @@ impl fmt::Display for Errno {
 }
 
 /// A size as people say it. Never smaller than it is.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

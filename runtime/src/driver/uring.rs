@@ -62,7 +62,7 @@ struct Inner {
 
 impl Uring {
     pub(crate) fn new(ring: Ring, wake_fd: RawFd, spare: Rc<Spare>) -> Uring {
-        let Ring { ring, pool } = ring;
+        let Ring { ring, pool, .. } = ring;
         let no_iowait = ring.params().is_feature_no_iowait();
         let mut inner = Inner {
             ring,
