@@ -32,7 +32,8 @@
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
-//! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings.
+//! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings; what holds when the
+//!   process forks.
 //! - [`driver_info`]: which driver runs, and why.
 //! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.

@@ -23,6 +23,7 @@ use std::{io, mem, thread};
 use crate::contain::contain;
 use crate::cpus;
 use crate::executor::JoinHandle;
+use crate::fork::{NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::shard;
 use crate::timers::ClockHold;
 
@@ -40,7 +41,8 @@ const ABANDONED_MIN: usize = 32;
 /// The name of the pool's threads.
 const THREAD_NAME: &str = "annulus-blocking";
 
-static POOL: Pool = Pool::new(THREADS_MAX, IDLE_MAX, spawn_thread);
+/// A forked child has none of its parent's threads, so it has a pool of its own.
+static POOL: PerProcess<Pool> = PerProcess::new(|| Pool::new(THREADS_MAX, IDLE_MAX, spawn_thread));
 
 /// Runs `f` on a thread where it may block, and returns a handle to its result.
 ///
@@ -86,7 +88,7 @@ where
     T: Send + 'static,
 {
     let shard = shard::current();
-    let job = POOL.submit(f, Some(shard.clock.hold()));
+    let job = POOL.get().submit(f, Some(shard.clock.hold()));
     shard.executor.spawn(async move { job.await.unwrap_or_else(|payload| resume_unwind(payload)) })
 }
 
@@ -98,7 +100,7 @@ where
     T: Send + 'static,
 {
     let hold = shard::current().clock.hold();
-    POOL.submit(f, Some(hold)).await.unwrap_or_else(|payload| resume_unwind(payload))
+    POOL.get().submit(f, Some(hold)).await.unwrap_or_else(|payload| resume_unwind(payload))
 }
 
 type Payload = Box<dyn Any + Send>;
@@ -114,6 +116,8 @@ struct Waiting<F, T> {
 /// A job, shared by its future and the pool.
 struct Job<F, T> {
     stage: Mutex<Stage<F, T>>,
+    /// A forked child touches no lock of its parent's.
+    process: Process,
 }
 
 /// The life of a job. `begin`, `finish`, `take` and `abandon` are its only transitions.
@@ -143,6 +147,8 @@ struct Pool {
     work: Condvar,
     threads_max: usize,
     idle_max: Duration,
+    /// Whose threads these are.
+    process: Process,
     /// A field, so that tests can have it fail.
     spawn_thread: fn(&'static Pool) -> io::Result<()>,
 }
@@ -175,6 +181,9 @@ impl<F, T> Job<F, T> {
 
     /// Leaves the result for the future and wakes it. What nobody waits for is dropped, here.
     fn finish(&self, result: Result<T, Payload>) {
+        if !self.process.is_current() {
+            return;
+        }
         let mut stage = lock(&self.stage);
         let before = mem::replace(&mut *stage, Stage::Abandoned);
         match before {
@@ -195,6 +204,9 @@ impl<F, T> Job<F, T> {
 
     /// The result, if it is there; otherwise `waker` is kept for when it is.
     fn take(&self, waker: &Waker) -> Poll<Result<T, Payload>> {
+        if !self.process.is_current() {
+            return Poll::Ready(Err(Box::new(NO_RUNTIME_SURVIVES)));
+        }
         let mut latest = Some(waker.clone()); // before the lock: a waker's code is its owner's
         let mut stage = lock(&self.stage);
         match &mut *stage {
@@ -215,6 +227,9 @@ impl<F, T> Job<F, T> {
     /// Lets go of the job. True if that leaves a dead entry in the queue.
     #[must_use]
     fn abandon(&self) -> bool {
+        if !self.process.is_current() {
+            return false;
+        }
         let before = mem::replace(&mut *lock(&self.stage), Stage::Abandoned);
         // The closure is dropped here, where nothing is locked.
         matches!(before, Stage::Queued { .. })
@@ -257,13 +272,20 @@ impl<F, T> Drop for Waiting<F, T> {
 }
 
 impl Pool {
-    const fn new(
+    fn new(
         threads_max: usize,
         idle_max: Duration,
         spawn_thread: fn(&'static Self) -> io::Result<()>,
     ) -> Self {
         let state = PoolState { queue: VecDeque::new(), abandoned: 0, threads: 0, idle: 0 };
-        Self { state: Mutex::new(state), work: Condvar::new(), threads_max, idle_max, spawn_thread }
+        Self {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            threads_max,
+            idle_max,
+            process: Process::current(),
+            spawn_thread,
+        }
     }
 
     fn submit<F, T>(&'static self, f: F, hold: Option<ClockHold>) -> Waiting<F, T>
@@ -271,7 +293,8 @@ impl Pool {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let job = Arc::new(Job { stage: Mutex::new(Stage::Queued { f, waker: None }) });
+        let stage = Mutex::new(Stage::Queued { f, waker: None });
+        let job = Arc::new(Job { stage, process: self.process });
         self.enqueue(job.clone());
         Waiting { job, pool: self, _hold: hold }
     }
@@ -326,9 +349,14 @@ impl Pool {
     }
 
     /// The life of a thread.
+    ///
+    /// # Panics
+    ///
+    /// In a child that a job has forked and that returns into here.
     fn work(&self) {
         while let Some(job) = self.next_job() {
             contain(|| job.run());
+            assert!(self.process.is_current(), "{NO_RUNTIME_SURVIVES}");
             contain(|| drop(job));
         }
     }

@@ -15,6 +15,7 @@ use crate::contain::text_of;
 use crate::cpus::{self, Bound, Cpus};
 use crate::error::BuildError;
 use crate::executor::{Mailbox, SharedMailbox};
+use crate::fork::NO_RUNTIME_SURVIVES;
 use crate::shard::{self, Shard};
 
 /// What a shard may take to end beyond the two waits that its `close` allows itself.
@@ -60,8 +61,16 @@ impl Crew {
         &self.config
     }
 
+    /// False in a forked child. It has none of the threads, and waits for none of the locks.
+    fn is_ours(&self) -> bool {
+        self.first.shard().is_ours()
+    }
+
     /// How many shards there are, started or not.
     pub(crate) fn size(&self) -> usize {
+        if !self.is_ours() {
+            return self.seats.get().map_or(1, |seats| seats.others.len() + 1);
+        }
         self.seats().others.len() + 1
     }
 
@@ -78,6 +87,12 @@ impl Crew {
     /// The mailbox of a shard, which is started if it does not run. One that cannot be started
     /// gives a mailbox that is closed.
     pub(crate) fn mailbox(self: &Arc<Self>, index: usize) -> SharedMailbox {
+        if !self.is_ours() {
+            let mailbox = Mailbox::new();
+            mailbox.fail(NO_RUNTIME_SURVIVES);
+            mailbox.close();
+            return mailbox;
+        }
         if index == 0 {
             return SharedMailbox::clone(&self.first);
         }
@@ -124,6 +139,11 @@ impl Crew {
         match Shard::new(Arc::clone(self), index, SharedMailbox::clone(mailbox)) {
             Ok(shard) => {
                 let run = catch_unwind(AssertUnwindSafe(|| shard.run_until_told()));
+                if !self.is_ours() {
+                    // A child that a task has forked; it was told. The shard is the parent's.
+                    std::mem::forget(shard);
+                    return;
+                }
                 if let Err(payload) = &run {
                     let why = text_of(&**payload).unwrap_or("a panic");
                     mailbox.fail(&format!("shard {index} has failed: {why}"));
@@ -229,6 +249,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if !self.crew.is_ours() {
+            return;
+        }
         *lock(&self.crew.running) -= 1;
         self.crew.ended.notify_all();
     }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
 
+use crate::fork::Process;
 use crate::sys::EpollFd;
 
 /// Which way an operation waits for its descriptor.
@@ -114,6 +115,10 @@ pub(crate) struct Registration {
 
 impl Registration {
     fn end(&self, fd: RawFd) {
+        // In a forked child the instance is the parent's, and so is the registration.
+        if !self.selector.process.is_current() {
+            return;
+        }
         self.selector.epoll.remove(fd);
         self.selector.dead.borrow_mut().push(self.token);
     }
@@ -124,6 +129,7 @@ impl Registration {
 pub(crate) struct Selector {
     pub(crate) epoll: EpollFd,
     pub(crate) dead: RefCell<Vec<u64>>,
+    pub(crate) process: Process,
 }
 
 /// What is known of a descriptor's readiness. A clear bit means that an edge will come.

@@ -3,9 +3,9 @@
 //! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
 //! further operations or socket types: [`io`] holds the pieces.
 //!
-//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`;
-//! `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew` and
-//! `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
+//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
+//! `fork`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew`
+//! and `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
 //! `runtime`, `io`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
@@ -20,6 +20,7 @@ mod driver;
 mod error;
 mod executor;
 mod fd;
+mod fork;
 mod metrics;
 mod multishot;
 mod op;

@@ -129,6 +129,8 @@ impl Flight {
     /// The future goes: where its operation must be left, if it is in flight.
     pub(crate) fn end(&mut self) -> Option<(Rc<Shard>, Key)> {
         let key = self.key.take()?;
-        Some((self.shard.upgrade()?, key))
+        let shard = self.shard.upgrade()?;
+        // What is in flight for the parent of a forked child is the parent's to give up.
+        shard.id.is_ours().then_some((shard, key))
     }
 }

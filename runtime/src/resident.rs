@@ -17,6 +17,7 @@ use crate::contain::contain;
 use crate::driver::{Batch, ShortSend};
 use crate::executor::ShardId;
 use crate::fd::Fd;
+use crate::fork::{NO_RUNTIME_SURVIVES, Process};
 pub use crate::resident_key::ResidentKey;
 use crate::shard;
 
@@ -114,6 +115,8 @@ impl<T: Resident> Homed<T> {
     fn away(&self) -> io::Error {
         io::Error::other(if at_home(self.key, |_| ()).is_some() {
             "this socket has been taken apart already"
+        } else if !self.key.shard.is_ours() {
+            NO_RUNTIME_SURVIVES
         } else {
             "this socket belongs to another shard, or to a runtime that has ended: use it on the \
              shard where it was made"
@@ -153,6 +156,7 @@ impl<T: Resident> fmt::Debug for Homed<T> {
 pub fn check_runtime() -> io::Result<()> {
     match shard::try_with(|_| ()) {
         Some(()) => Ok(()),
+        None if Process::current().is_forked() => Err(io::Error::other(NO_RUNTIME_SURVIVES)),
         None => Err(io::Error::other(
             "no annulus runtime on this thread: make this within Runtime::block_on, \
              #[annulus::main] or a task spawned there",

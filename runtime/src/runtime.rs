@@ -21,6 +21,31 @@ use crate::shards::Shard;
 /// threads have ended; bytes that streams have not yet sent are given a second to leave. A thread
 /// whose task does not yield is waited for some seconds, and left behind with a notice.
 ///
+/// # Fork and threads
+///
+/// - **Starting programs is safe**, by [`Command`](std::process::Command) or otherwise, within a
+///   task as well: every descriptor of the runtime is closed on exec. On a shard that is bound to a
+///   processor the program is bound to it too; within
+///   [`spawn_blocking`](crate::task::spawn_blocking) it is not.
+/// - **`fork` does the parent no harm**, whatever the child does with its copies: it has the ring's
+///   memory not at all, and reaches neither the ring nor the epoll instance.
+/// - **In the child no runtime survives.** What was made before the fork can be dropped, and is
+///   then leaked or let go of without a word to the parent. To use it is an error or a panic that
+///   says so; a child that returns from a task into the loop meets that panic in
+///   [`block_on`](Runtime::block_on). A future of `block_on` that forks and is then ready gives its
+///   output in both.
+/// - **The child may build a new runtime** and do everything with it. As in every child of a
+///   program with threads, locks that other threads held at the fork (of the standard output, say)
+///   stay held: exec, or `_exit`, is the better course.
+/// - **A child that does not exec holds copies of the descriptors**: the peers of connections that
+///   the parent has closed see no end, and ports stay in use, until it ends. The end of the
+///   parent's runtime is as quick as ever, and the kernel writes to none of its memory afterwards.
+/// - Children that are made past the C library, by a bare `clone` or `_Fork`, are not noticed. Such
+///   a child must exec: if it uses what it has, it is ended by a fault, or harms the parent.
+/// - **A thread may end with its runtime** in a thread-local: that is a drop like any other. A
+///   runtime that was given to [`mem::forget`](std::mem::forget) stands still when its thread has
+///   ended; wakers and handles can still be used and dropped, and its descriptors stay open.
+///
 /// # Examples
 ///
 /// ```
@@ -59,6 +84,7 @@ impl Runtime {
     /// Within a runtime, this one or another: a thread runs one at a time. If the future panics,
     /// so does this call, and the runtime can be used again.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.shard.check_process();
         let _bound = self.shard.crew.bind_first();
         self.shard.block_on(future)
     }
@@ -103,6 +129,12 @@ impl Drop for Runtime {
             return;
         }
         assert!(!within, "a runtime cannot be dropped within one of its own tasks");
+        if !self.shard.id.is_ours() {
+            // In a forked child. The parent drives this ring or epoll instance; to end what is
+            // under way there, to unmap or to close it here is not ours to do.
+            std::mem::forget(Rc::clone(&self.shard));
+            return;
+        }
         let leaving = self.shard.crew.dismiss();
         // Here as well as there, at the same time.
         crew::end(Rc::clone(&self.shard));

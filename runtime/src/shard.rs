@@ -11,7 +11,7 @@ use std::io;
 use std::pin::pin;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::sync::{Arc as StdArc, Mutex, PoisonError};
+use std::sync::{Arc as StdArc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ use crate::config::{Config, MAIL_PER_TURN_MAX};
 use crate::crew::Crew;
 use crate::driver::{Driver, DriverInfo, Wait, Work};
 use crate::error::BuildError;
-use crate::executor::{Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
+use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
+use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::resident::Residents;
 use crate::sync::Arc;
 use crate::sys::EventFd;
@@ -63,6 +64,7 @@ impl Shard {
         index: usize,
         mailbox: Arc<Mailbox>,
     ) -> Result<Rc<Shard>, BuildError> {
+        fork::watch(forget_parent).map_err(|error| BuildError::Io("watching for forks", error))?;
         let config = crew.config().clone();
         let bell = EventFd::new().map_err(|error| BuildError::Io("making an eventfd", error))?;
         let spare = Rc::<Spare>::default();
@@ -101,6 +103,7 @@ impl Shard {
             "block_on was called within a runtime: a thread runs one runtime at a time. Use \
              `.await` or `spawn` here, or call block_on on another thread"
         );
+        self.check_process();
         let _current = Entered::new(self);
         let _at_work = self.executor.enter();
         let root = RootWaker::new(Arc::clone(&self.mailbox));
@@ -112,9 +115,13 @@ impl Shard {
         let mut woken = true;
         loop {
             if woken {
-                self.renew_budget();
+                self.begin_poll();
                 if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-                    self.part();
+                    // A child that was forked in there goes on with the output. What is to be
+                    // written out is the parent's.
+                    if self.id.is_ours() {
+                        self.part();
+                    }
                     return output;
                 }
             }
@@ -147,6 +154,7 @@ impl Shard {
     /// One round of the loop. True if the root future was woken.
     fn turn(&self, root: &RootWaker) -> bool {
         self.executor.run(self.config.event_interval, self);
+        self.check_process();
         self.executor.take_mail(MAIL_PER_TURN_MAX);
         self.residents.write_out();
         let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
@@ -221,8 +229,19 @@ impl Shard {
         true
     }
 
+    /// # Panics
+    ///
+    /// In a forked child, which may touch nothing of what the shard shares with the kernel and with
+    /// other threads.
+    pub(crate) fn check_process(&self) {
+        if !self.id.is_ours() {
+            not_ours();
+        }
+    }
+
     /// Enters the kernel and hands out what it brought.
     fn enter(&self, wait: Wait) {
+        self.check_process();
         if let Err(error) = self.try_enter(wait) {
             panic!("the kernel refuses to wait for I/O on this shard: {error}");
         }
@@ -230,6 +249,9 @@ impl Shard {
 
     /// As [`enter`](Shard::enter), where a refusal must not unwind: drops end here.
     fn try_enter(&self, wait: Wait) -> io::Result<()> {
+        if !self.id.is_ours() {
+            return Err(io::Error::other(NO_RUNTIME_SURVIVES));
+        }
         let mut work = self.work.take();
         let entered = self.driver.turn(wait, &mut work);
         self.hand_out(&mut work);
@@ -268,7 +290,9 @@ impl Shard {
         }
     }
 
-    fn renew_budget(&self) {
+    /// Before each poll, so that a child that was forked in one does no other.
+    fn begin_poll(&self) {
+        self.check_process();
         self.budget.set(self.config.task_budget);
     }
 
@@ -319,7 +343,7 @@ impl Shard {
 
 impl Observer for Shard {
     fn before_poll(&self, _task: TaskInfo<'_>) {
-        self.renew_budget();
+        self.begin_poll();
     }
 
     fn after_poll(&self, _task: TaskInfo<'_>) -> Pace {
@@ -347,7 +371,10 @@ impl<'a> Entered<'a> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        CURRENT.set(self.before);
+        // In a forked child there is nothing to go back to.
+        if CURRENT.get().is_some() {
+            CURRENT.set(self.before);
+        }
     }
 }
 
@@ -400,17 +427,34 @@ pub(crate) fn current() -> Rc<Shard> {
 #[cold]
 #[track_caller]
 fn no_runtime() -> ! {
-    panic!(
-        "no annulus runtime on this thread: call this within Runtime::block_on, \
-         #[annulus::main] or a task spawned there"
-    )
+    let text = "no annulus runtime on this thread: call this within Runtime::block_on, \
+                #[annulus::main] or a task spawned there";
+    match Process::current().is_forked() {
+        false => panic!("{text}"),
+        true => panic!("{text}; {NO_RUNTIME_SURVIVES}"),
+    }
 }
 
-/// The mailboxes of all shards that are alive. Only rare errands look here.
-static REGISTRY: Mutex<BTreeMap<ShardId, Arc<Mailbox>>> = Mutex::new(BTreeMap::new());
+#[cold]
+#[track_caller]
+fn not_ours() -> ! {
+    panic!("{NO_RUNTIME_SURVIVES}")
+}
 
-fn lock_registry() -> std::sync::MutexGuard<'static, BTreeMap<ShardId, Arc<Mailbox>>> {
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+/// In a forked child, within `fork`: the shard that runs on this thread is the parent's.
+extern "C" fn forget_parent() {
+    fork::begin_process();
+    CURRENT.set(None);
+    executor::disown_all();
+}
+
+type Registry = BTreeMap<ShardId, Arc<Mailbox>>;
+
+/// The mailboxes of all shards that are alive. Only rare errands look here.
+static REGISTRY: PerProcess<Mutex<Registry>> = PerProcess::new(Mutex::default);
+
+fn lock_registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a closure on another shard, soon. Drops it if that shard has ended.
@@ -418,5 +462,38 @@ pub(crate) fn mail_to(id: ShardId, call: Box<dyn FnOnce() + Send>) {
     let mailbox = lock_registry().get(&id).cloned();
     if let Some(mailbox) = mailbox {
         mailbox.push_call(call);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fork::tests::in_child;
+
+    #[test]
+    fn a_forked_child_sends_its_parent_no_mail_and_waits_for_no_lock_of_its_parents() {
+        let make = || {
+            let crew = Crew::new(Config::default());
+            let mailbox = crew.mailbox(0);
+            Shard::new(crew, 0, mailbox).unwrap()
+        };
+        let shard = make();
+        // As if another thread were at it, which the child does not have.
+        let registry = lock_registry();
+        in_child(|| {
+            assert!(!shard.id.is_ours());
+            mail_to(shard.id, Box::new(|| {}));
+            shard.mailbox.push_call(Box::new(|| {}));
+            shard.mailbox.ring();
+            assert!(shard.mailbox.is_empty());
+            let own = make();
+            mail_to(own.id, Box::new(|| {}));
+            assert!(!own.mailbox.is_empty());
+            own.block_on(async {});
+            own.close();
+        });
+        drop(registry);
+        assert!(shard.id.is_ours() && shard.mailbox.is_empty());
+        shard.close();
     }
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Once;
@@ -332,6 +333,75 @@ impl Drop for Running {
     }
 }
 
+/// Forks this process. The child gets `None`. It must end by [`end_child`], and never get back into
+/// the test harness; a signal ends it if it hangs.
+///
+/// Only in tests that run alone: a child that prints waits for ever for a thread of another test
+/// that printed just then.
+pub(crate) fn fork() -> Option<Forked> {
+    // SAFETY: what the child does with what it has is what the test is about.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork failed: {}", io::Error::last_os_error()),
+        0 => {
+            // SAFETY: no pointers, and the default action of the signal is the end.
+            unsafe { libc::alarm(CHILD_S) };
+            None
+        }
+        pid => Some(Forked(pid)),
+    }
+}
+
+/// Does this in a child that ends with it.
+pub(crate) fn fork_for(work: impl FnOnce()) -> Forked {
+    match fork() {
+        Some(child) => child,
+        None => end_child(work),
+    }
+}
+
+/// Ends this child: well if the work does not panic.
+pub(crate) fn end_child(work: impl FnOnce()) -> ! {
+    let failed = catch_unwind(AssertUnwindSafe(work)).is_err_and(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        super::say(&format!("a forked child panicked: {text}"));
+        true
+    });
+    // SAFETY: the call ends the process, and runs nothing of it.
+    unsafe { libc::_exit(if failed { 1 } else { CHILD_IS_WELL }) }
+}
+
+/// A forked child of this process.
+pub(crate) struct Forked(libc::pid_t);
+
+impl Forked {
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn join(self) {
+        let status = self.wait();
+        let well = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == CHILD_IS_WELL;
+        assert!(well, "the child ended with the wait status {status:#x}");
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(self) {
+        // SAFETY: no pointers; the child is not yet reaped, so the id is its own.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+        self.wait();
+    }
+
+    /// Waits for its end, however it ends, and answers its wait status.
+    pub(crate) fn wait(&self) -> libc::c_int {
+        let mut status = 0;
+        // The child's alarm bounds this.
+        // SAFETY: the pointer is to an integer, which the call fills.
+        while unsafe { libc::waitpid(self.0, &raw mut status, 0) } != self.0 {
+            let error = io::Error::last_os_error();
+            assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waitpid failed: {error}");
+        }
+        status
+    }
+}
+
 fn read_all(mut stderr: ChildStderr) -> String {
     let mut text = Vec::new();
     // A broken pipe ends the text, which is what there is to report.
@@ -407,5 +477,9 @@ pub(crate) const IO_URING_ENTER: u32 = 426;
 pub(crate) const IO_URING_REGISTER: u32 = 427;
 /// The marker in a role's output before the address it serves.
 pub(crate) const READY: &str = "@ready ";
+/// How long a forked child may take, in seconds: less than the watchdog gives its parent.
+const CHILD_S: u32 = 20;
+/// Not 0: a child that gets lost in the test harness may end with that.
+const CHILD_IS_WELL: libc::c_int = 42;
 const ROLE: &str = "ANNULUS_TEST_ROLE";
 const NOBODY: u32 = 65534;

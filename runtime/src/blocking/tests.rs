@@ -3,6 +3,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use super::*;
+use crate::fork::tests::in_child;
 use crate::runtime::Runtime;
 
 /// A pool of its own, for tests that count threads.
@@ -280,4 +281,31 @@ fn many_jobs_from_many_runtimes_all_come_back() {
     for (seed, thread) in threads.into_iter().enumerate() {
         assert_eq!(thread.join().unwrap(), 499 * 500 / 2 * seed as u64);
     }
+}
+
+#[test]
+fn a_forked_child_waits_for_no_lock_of_its_parents_and_has_threads_of_its_own() {
+    let _watching = Runtime::new().unwrap();
+    let (tell, told) = mpsc::channel::<()>();
+    let waiting = Box::pin(POOL.get().submit(move || told.recv(), None));
+    let job = Arc::clone(&waiting.job);
+    let copy = std::cell::RefCell::new(Some(waiting));
+    {
+        // As if other threads were at it, which the child does not have.
+        let _pool = lock(&POOL.get().state);
+        let _stage = lock(&job.stage);
+        in_child(|| {
+            let mut waiting = copy.take().unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            match waiting.as_mut().poll(&mut cx) {
+                Poll::Ready(Err(reason)) => assert_eq!(text_of(reason), NO_RUNTIME_SURVIVES),
+                _ => panic!("a job of the parent is over, or waited for"),
+            }
+            drop(waiting);
+            job.finish(Ok(Ok(())));
+            assert_eq!(block_on(async { spawn_blocking(|| 5).await.unwrap() }), 5);
+        });
+    }
+    tell.send(()).unwrap();
+    block_on(copy.take().unwrap()).ok().unwrap().unwrap();
 }

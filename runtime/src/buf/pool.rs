@@ -20,6 +20,7 @@ use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
 use super::lease::Lease;
+use crate::fork::Process;
 use crate::sys::Mapping;
 
 /// The buffer group of what streams receive.
@@ -48,6 +49,7 @@ pub(super) struct Arena {
     bytes_each: u32,
     /// Buffers that leases have given back, from whatever thread.
     returned: SegQueue<u16>,
+    process: Process,
 }
 
 // SAFETY: the mapping is plain memory. Each buffer in it has one owner at a time, and only the
@@ -60,7 +62,8 @@ unsafe impl Sync for Arena {}
 impl Arena {
     fn new(count: u16, bytes_each: u32) -> io::Result<Arc<Arena>> {
         let memory = Mapping::new(count as usize * bytes_each as usize)?;
-        Ok(Arc::new(Arena { memory, bytes_each, returned: SegQueue::new() }))
+        let process = Process::current();
+        Ok(Arc::new(Arena { memory, bytes_each, returned: SegQueue::new(), process }))
     }
 
     /// The place of a byte in a buffer.
@@ -73,7 +76,11 @@ impl Arena {
 
     /// Gives a lease's buffer back.
     pub(super) fn give_back(&self, buffer: u16) {
-        self.returned.push(buffer);
+        // In a forked child nobody takes it, and a push that the parent's threads were at would
+        // hold this one up for ever.
+        if self.process.is_current() {
+            self.returned.push(buffer);
+        }
     }
 }
 
@@ -298,5 +305,25 @@ impl Deref for PoolBuffer {
 impl Drop for PoolBuffer {
     fn drop(&mut self) {
         self.pool.put_back(self.buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fork::tests::in_child;
+
+    #[test]
+    fn a_lease_dropped_in_a_forked_child_is_not_given_back() {
+        let _watching = crate::Runtime::new().unwrap();
+        let pool = Pool::listed(4, 64).unwrap();
+        let buffer = pool.take().unwrap();
+        let lease = Cell::new(Some(pool.lend(buffer, 1).into_lease()));
+        in_child(|| {
+            drop(lease.take().unwrap());
+            assert!(pool.arena.returned.is_empty());
+        });
+        drop(lease.take().unwrap());
+        assert!(!pool.arena.returned.is_empty());
     }
 }

@@ -20,6 +20,7 @@ use super::operation::{Completion, MultishotOperation, Operation};
 use super::{Wait, Work};
 use crate::buf::Pool;
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
+use crate::fork::Process;
 use crate::sys::{self, EpollFd};
 
 /// The token of the wake-up descriptor.
@@ -38,7 +39,11 @@ impl Epoll {
         // Edge-triggered and never drained: each write to the eventfd gives one event.
         epoll.add(wake_fd, (libc::EPOLLIN | libc::EPOLLET) as u32, WAKE_TOKEN)?;
         Ok(Epoll {
-            selector: Rc::new(Selector { epoll, dead: RefCell::default() }),
+            selector: Rc::new(Selector {
+                epoll,
+                dead: RefCell::default(),
+                process: Process::current(),
+            }),
             registrations: RefCell::default(),
             generation: Cell::new(0),
             pool,

@@ -97,9 +97,12 @@ pub(crate) fn make_ring(config: &Config) -> Result<Ring, NoRing> {
         Some(trial) => trial.clone(),
         None => match try_out(&mut ring) {
             Err((_, error)) if is_shortage(&error) => return Err(NoRing::Io(error)),
-            found => TRIAL
-                .get_or_init(|| found.map_err(|(stage, error)| diagnose(stage, &error, config)))
-                .clone(),
+            found => {
+                // Diagnosed before, so that a child that is forked meanwhile does not find the
+                // cell being filled, as good as never.
+                let found = found.map_err(|(stage, error)| diagnose(stage, &error, config));
+                TRIAL.get_or_init(|| found).clone()
+            }
         },
     };
     trial.map(|_| ring).map_err(NoRing::Refused)

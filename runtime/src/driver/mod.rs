@@ -20,7 +20,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -318,6 +318,9 @@ impl Driver {
 
 /// One line for the operator: a program that was expected on io_uring does not run on it.
 fn notify_once(refusal: &Refusal) {
-    static NOTICE: Once = Once::new();
-    NOTICE.call_once(|| eprintln!("annulus: running on epoll: {}", refusal.summary()));
+    // No lock, which a forked child could find held.
+    static NOTIFIED: AtomicBool = AtomicBool::new(false);
+    if !NOTIFIED.swap(true, Ordering::Relaxed) {
+        eprintln!("annulus: running on epoll: {}", refusal.summary());
+    }
 }

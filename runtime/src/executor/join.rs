@@ -139,6 +139,10 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let task = self.task.as_ref().expect("a JoinHandle was polled after it gave its output");
+        // The copy of a task that a forked child has is never polled again.
+        if !task.header().owner.get().is_ours() && !task.header().join.is_complete() {
+            return Poll::Ready(Err(JoinError::cancelled()));
+        }
         match task.header().wait(cx.waker()) {
             Waiting::Done => Poll::Pending,
             Waiting::Complete => {

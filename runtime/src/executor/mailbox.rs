@@ -45,11 +45,27 @@ impl ShardId {
 
     /// A name that nobody had before.
     pub(crate) fn next() -> ShardId {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         // 64 bits do not wrap in the lifetime of a process.
         ShardId(NEXT.fetch_add(1, CounterOrdering::Relaxed))
     }
+
+    /// Whether the shard is one of this process, and not of one that this was forked from.
+    #[inline]
+    pub(crate) fn is_ours(self) -> bool {
+        self.0 >= FIRST.load(CounterOrdering::Relaxed)
+    }
+
+    /// In a forked child: all shards up to now are the parent's.
+    pub(super) fn disown_all() {
+        FIRST.store(NEXT.load(CounterOrdering::Relaxed), CounterOrdering::Relaxed);
+    }
 }
+
+/// The name of the next shard.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// The least name of a shard of this process.
+static FIRST: AtomicU64 = AtomicU64::new(1);
 
 /// Who owns a task. Changes once at most, from nobody to the shard whose mail the task was.
 #[derive(Debug)]
@@ -158,6 +174,11 @@ impl Mailbox {
 
     /// Never blocks and never waits for the owner.
     pub(super) fn push(&self, mail: Mail) {
+        // In a forked child nobody takes it, and a push that the parent's threads were at would
+        // hold this one up for ever; the bell is the parent's.
+        if !self.shard.is_ours() {
+            return self.discard(mail);
+        }
         // A closed box stays closed, so this early look needs no ordering.
         if self.closed.load(Ordering::Relaxed) {
             return self.discard(mail);

@@ -353,6 +353,12 @@ where
     unsafe { JoinHandle::new(handle) }
 }
 
+/// In a forked child, within `fork`: no executor of the parent is at work here any more.
+pub(crate) fn disown_all() {
+    ShardId::disown_all();
+    queue::leave();
+}
+
 impl Drop for Executor {
     fn drop(&mut self) {
         self.close();

@@ -55,10 +55,11 @@ struct Current {
     queue: *const Queue,
 }
 
+const NOWHERE: Current = Current { shard: ShardId::NOBODY, queue: ptr::null() };
+
 // No destructor and a constant start, so it can be read at any time, also while the thread ends.
 thread_local! {
-    static CURRENT: Cell<Current> =
-        const { Cell::new(Current { shard: ShardId::NOBODY, queue: ptr::null() }) };
+    static CURRENT: Cell<Current> = const { Cell::new(NOWHERE) };
 }
 
 /// While this lives, the thread works for the executor that made it.
@@ -76,8 +77,18 @@ pub(super) fn enter(shard: ShardId, queue: &Queue) -> EnterGuard<'_> {
 
 impl Drop for EnterGuard<'_> {
     fn drop(&mut self) {
-        CURRENT.with(|current| current.set(self.before));
+        CURRENT.with(|current| {
+            // In a forked child there is nothing to go back to.
+            if current.get().shard != ShardId::NOBODY {
+                current.set(self.before);
+            }
+        });
     }
+}
+
+/// In a forked child: the thread works for no executor any more, whatever guards there are.
+pub(super) fn leave() {
+    CURRENT.with(|current| current.set(NOWHERE));
 }
 
 /// Whether this thread is at work for that shard.
