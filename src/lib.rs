@@ -56,7 +56,8 @@ pub use annulus_net::io;
 pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, Shard, buf, doctor, driver_info, metrics, on_each_shard, shutdown, spawn, task, time,
+    Runtime, Shard, buf, doctor, driver_info, metrics, on_each_shard, shutdown, signal, spawn,
+    task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 6] = [
         "task",
         "shards",
         "runtime",
+        "signal",
         "shutdown",
     ],
     &["doctor"],

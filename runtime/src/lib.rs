@@ -6,7 +6,7 @@
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
 //! `fork`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew`
 //! and `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
-//! `runtime`, `io`, `shutdown`; `doctor`.
+//! `runtime`, `io`, `signal`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -39,6 +39,7 @@ pub mod buf;
 pub mod doctor;
 pub mod io;
 pub mod shutdown;
+pub mod signal;
 pub mod task;
 pub mod time;
 

@@ -4,12 +4,13 @@
 //! level stands in its list. A waiter joins the list and then reads the level once more, a shutdown
 //! sets the level and then wakes the list: whichever comes first, nobody sleeps on.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::{fmt, io};
 
+use self::signals::Relay;
 use crate::sync::{AtomicU8, Ordering};
 use crate::waiters::{WaiterKey, Waiters};
 
@@ -48,6 +49,8 @@ struct State {
     level: AtomicU8,
     requested: Waiters,
     forced: Waiters,
+    /// Set if the token follows the signals of the process.
+    relay: OnceLock<Arc<Relay>>,
 }
 
 impl ShutdownToken {
@@ -55,6 +58,38 @@ impl ShutdownToken {
     #[must_use]
     pub fn new() -> ShutdownToken {
         ShutdownToken::default()
+    }
+
+    /// A token that follows SIGINT (Ctrl-C) and SIGTERM: each is a call of
+    /// [`shutdown`](Self::shutdown), so that the first asks to end and the second tells to end at
+    /// once.
+    ///
+    /// The handlers are installed by this call and stay for as long as the process lives, also when
+    /// the token is gone: then these signals do nothing. See [`signal`](crate::signal).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use annulus_runtime::shutdown::ShutdownToken;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let token = ShutdownToken::on_signals()?;
+    /// # assert_eq!(unsafe { libc::raise(15) }, 0);
+    /// annulus_runtime::Runtime::new()?.block_on(async {
+    ///     token.requested().await; // `kill`, or Ctrl-C
+    ///     assert!(!token.is_forced());
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Signal::new`](crate::signal::Signal::new).
+    pub fn on_signals() -> io::Result<ShutdownToken> {
+        let token = ShutdownToken::new();
+        Relay::install(&token)?;
+        Ok(token)
     }
 
     /// Asks to end. When that has been asked already, by this clone or another: tells to end at
@@ -187,6 +222,15 @@ impl Default for State {
             level: AtomicU8::new(RUNNING),
             requested: Waiters::default(),
             forced: Waiters::default(),
+            relay: OnceLock::new(),
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some(relay) = self.relay.get() {
+            relay.end();
         }
     }
 }
@@ -242,6 +286,8 @@ const RUNNING: u8 = 0;
 const REQUESTED: u8 = 1;
 /// The program is to end at once.
 const FORCED: u8 = 2;
+
+mod signals;
 
 #[cfg(all(test, loom))]
 mod models;

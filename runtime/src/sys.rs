@@ -51,6 +51,15 @@ impl EventFd {
         }
     }
 
+    /// Blocks until it has been signalled since the last time, or a signal of the process arrives.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let mut wanted = libc::pollfd { fd: self.raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer is to one pollfd, which the call reads and fills.
+        let answer = check(unsafe { libc::poll(&raw mut wanted, 1, -1) });
+        self.drain();
+        answer.map(drop)
+    }
+
     fn drain(&self) {
         let mut count = [0u8; 8];
         // SAFETY: the buffer is eight writable bytes, as eventfd(2) asks.

@@ -165,9 +165,15 @@ impl Place<'_> {
     ) -> Poll<T> {
         let answer = answer(cx);
         if answer.is_pending() {
-            self.waiters.wait(&mut self.key, cx.waker());
+            self.wait(cx.waker());
         }
         answer
+    }
+
+    /// Has `waker` woken by the next wake. Who waits for what another thread brings looks for it
+    /// once more after this.
+    pub fn wait(&mut self, waker: &Waker) {
+        self.waiters.wait(&mut self.key, waker);
     }
 }
 
