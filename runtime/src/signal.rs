@@ -8,6 +8,9 @@
 //! that the program has installed before are still called. Signals of a kind that come faster than
 //! they are looked at may be seen as one, as the kernel merges them too.
 //!
+//! A child of `fork(2)` has the handlers, but not the thread that wakes who waits: there, signals
+//! reach nobody until the child executes a program, which begins with the default actions.
+//!
 //! A server that is asked to end, and then told to, takes
 //! [`ShutdownToken::on_signals`](crate::shutdown::ShutdownToken::on_signals).
 
