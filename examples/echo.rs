@@ -1,16 +1,12 @@
-//! Sends back what it receives: `echo [ADDR] [--shards N]`.
+//! Sends back what it receives, on every core: `echo [ADDR] [--shards N]`.
 //!
-//! With `--shards N` it runs on N threads, each with a runtime and a listener of its own; the
-//! kernel spreads connections over them.
+//! Ctrl-C or SIGTERM stops it: connections have a second to finish. A second one ends it at once.
 
 use std::io;
-use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
 
-use annulus::Runtime;
-use annulus::net::{ListenOptions, TcpListener, TcpStream};
-use annulus::time::sleep;
+use annulus::net::{ListenerGroup, TcpStream};
+use annulus::{Runtime, Shard, ShutdownToken};
 
 fn main() {
     if let Err(error) = run() {
@@ -21,42 +17,17 @@ fn main() {
 
 fn run() -> io::Result<()> {
     let Arguments { address, shards } = Arguments::read()?;
-    let options = ListenOptions::new().reuse_port(shards > 1);
-    let runtime = Runtime::new()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind_with(&address, options).await?;
-        let bound = listener.local_addr()?;
-        for shard in 1..shards {
-            thread::Builder::new()
-                .name(format!("echo-{shard}"))
-                .spawn(move || serve_elsewhere(bound, options))?;
-        }
-        println!("listening on {bound} with {shards} shard(s)");
+    let mut builder = Runtime::builder();
+    if let Some(shards) = shards {
+        builder = builder.shards(shards);
+    }
+    builder.build()?.block_on(async {
+        let group = ListenerGroup::bind(&*address)?
+            .with_shutdown(ShutdownToken::on_signals()?, Duration::from_secs(1));
+        println!("listening on {} with {} shard(s)", group.local_addr(), Shard::all().len());
         println!("driver: {}", annulus::driver_info());
-        serve(listener).await
+        group.serve(async |stream, _peer| echo(stream).await).await
     })
-}
-
-fn serve_elsewhere(address: SocketAddr, options: ListenOptions) {
-    let served = Runtime::new().map_err(io::Error::from).and_then(|runtime| {
-        runtime.block_on(async { serve(TcpListener::bind_with(address, options).await?).await })
-    });
-    if let Err(error) = served {
-        eprintln!("error: {error}");
-    }
-}
-
-async fn serve(listener: TcpListener) -> io::Result<()> {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _peer)) => drop(annulus::spawn(echo(stream))),
-            // Without descriptors left the listener pauses by itself; clients wait until there are.
-            Err(error) => {
-                eprintln!("accept: {error}");
-                sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
 }
 
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
@@ -71,18 +42,18 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
 
 struct Arguments {
     address: String,
-    shards: usize,
+    shards: Option<u32>,
 }
 
 impl Arguments {
     fn read() -> io::Result<Arguments> {
-        let mut found = Arguments { address: "127.0.0.1:7000".to_owned(), shards: 1 };
+        let mut found = Arguments { address: "127.0.0.1:7000".to_owned(), shards: None };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--shards" => {
                     let number = words.next().and_then(|text| text.parse().ok());
-                    found.shards = number.filter(|&n| n > 0).ok_or_else(usage)?;
+                    found.shards = Some(number.ok_or_else(usage)?);
                 }
                 word if word.starts_with('-') => return Err(usage()),
                 _ => found.address = word,

@@ -1,6 +1,6 @@
 //! A completion-based async runtime for Linux servers.
 //!
-//! One thread owns an io_uring, an executor, timers and buffers, and shares nothing with others on
+//! Each thread owns an io_uring, an executor, timers and buffers, and shares nothing with others on
 //! the hot path. Where io_uring is missing or refused, the same program runs on epoll, with the
 //! same semantics, and says so.
 //!
@@ -29,6 +29,8 @@
 //!
 //! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
 //!   that blocks.
+//! - [`Shard`], [`on_each_shard`]: the threads of the runtime, and running something on another;
+//!   [`net::ListenerGroup`] serves on all of them by one call.
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
@@ -46,8 +48,9 @@
 //!
 //! # The environment
 //!
-//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US`
-//! override the settings of every program. A value that cannot be used is an error that names it.
+//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES` and
+//! `ANNULUS_SPIN_US` override the settings of every program. A value that cannot be used is an
+//! error that names it.
 
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;

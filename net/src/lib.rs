@@ -5,6 +5,7 @@
 //! | `stream/` | connections of every family: what users hold, the state, the two directions |
 //! | `io` | copying from one connection to another |
 //! | `listener` | listeners of every family, and the queue of a multishot accept |
+//! | `group/` | listening with every shard: where a connection goes, serving, and its end |
 //! | `family` | what the families differ in |
 //! | `tcp`, `unix` | making streams and listeners, and what only one family has |
 //! | `udp/socket`, `udp/owned`, `udp/options` | what users hold of a UDP socket |
@@ -19,6 +20,7 @@
 
 mod addr;
 mod family;
+mod group;
 pub mod io;
 mod listener;
 mod memory;
@@ -31,6 +33,7 @@ pub mod unix;
 
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
+pub use group::{ListenerGroup, Placement};
 pub use listener::{Accepting, Incoming, Listener};
 pub use stream::{AttachError, DetachError, Detached, Stream, ZeroCopy};
 pub use tcp::{ListenOptions, TcpListener, TcpStream};

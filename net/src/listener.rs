@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
-    Fd, Homed, Multishot, Place, Release, Resident, Waiters, poll_budget, set_nonblocking,
+    Fd, Homed, Multishot, Place, Release, Resident, Waiters, accept, poll_budget, set_nonblocking,
 };
 use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
@@ -94,6 +94,11 @@ impl<F: Family> Listener<F> {
         Incoming { accepting: self.accept() }
     }
 
+    /// Stops accepting, and gives the connections that have come by now.
+    pub(crate) fn take_waiting(&self) -> io::Result<Vec<Accepted<F>>> {
+        Ok(self.state.get()?.take_waiting())
+    }
+
     /// The address that the listener is bound to: tells which port 0 has become.
     ///
     /// # Errors
@@ -142,7 +147,7 @@ struct Listening {
 
 impl Listening {
     /// Polls for all who wait, not for the caller.
-    fn poll_accept<F: Family>(&self) -> Poll<io::Result<(Stream<F>, F::Address)>> {
+    fn poll_accept<F: Family>(&self) -> Poll<io::Result<Accepted<F>>> {
         let mut cx = Context::from_waker(&self.waiters);
         loop {
             ready!(self.poll_back_off(&mut cx));
@@ -166,9 +171,9 @@ impl Listening {
         }
     }
 
-    fn connected<F: Family>(&self, socket: OwnedFd) -> io::Result<(Stream<F>, F::Address)> {
+    fn connected<F: Family>(&self, socket: OwnedFd) -> io::Result<Accepted<F>> {
         let peer = F::address(SockRef::from(&socket).peer_addr()?)?;
-        Ok((Stream::from_socket(socket, self.linger)?, peer))
+        Ok(Accepted { socket, peer, linger: self.linger })
     }
 
     fn poll_back_off(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -178,6 +183,22 @@ impl Listening {
             *back_off = None;
         }
         Poll::Ready(())
+    }
+
+    /// Stops accepting, and gives the connections that have come by now.
+    fn take_waiting<F: Family>(&self) -> Vec<Accepted<F>> {
+        let Some(mut accepting) = self.accepting.borrow_mut().take() else { return Vec::new() };
+        accepting.stop_now();
+        let mut waiting: Vec<_> = std::iter::from_fn(|| accepting.pop()).collect();
+        while waiting.len() < LIMITS.accept_queue_max {
+            match accept(self.fd.as_fd()) {
+                Ok(socket) => waiting.push(Ok(socket)),
+                Err(error) if is_a_clients(&error) && !is_blocked(&error) => {}
+                Err(_none_or_no_room) => break,
+            }
+        }
+        let connected = |socket: io::Result<OwnedFd>| self.connected(socket.ok()?).ok();
+        waiting.into_iter().filter_map(connected).collect()
     }
 
     /// Ends the accept in the kernel before this returns, so that the port is free when the
@@ -219,6 +240,10 @@ fn is_a_clients(error: &io::Error) -> bool {
     )
 }
 
+fn is_blocked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
 /// Errors that come back at once until something is freed.
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
@@ -234,9 +259,27 @@ pub struct Accepting<'a, F: Family> {
 
 impl<F: Family> Accepting<'_, F> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream<F>, F::Address)>> {
+        self.poll_accepted(cx).map(|accepted| accepted.and_then(Accepted::settle))
+    }
+
+    pub(crate) fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted<F>>> {
         let state = self.listener.state.get()?;
         ready!(poll_budget(cx));
         self.place.poll(cx, |_| state.poll_accept())
+    }
+}
+
+/// A connection that belongs to no shard yet.
+pub(crate) struct Accepted<F: Family> {
+    socket: OwnedFd,
+    peer: F::Address,
+    linger: Option<Duration>,
+}
+
+impl<F: Family> Accepted<F> {
+    /// Takes it to this shard.
+    pub(crate) fn settle(self) -> io::Result<(Stream<F>, F::Address)> {
+        Ok((Stream::from_socket(self.socket, self.linger)?, self.peer))
     }
 }
 

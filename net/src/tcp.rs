@@ -244,6 +244,17 @@ impl ListenOptions {
     }
 
     fn listen(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+        let socket = self.bound(address)?;
+        self.listen_on(&socket)?;
+        Ok(socket.into())
+    }
+
+    pub(crate) fn listen_on(&self, socket: &Socket) -> io::Result<()> {
+        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))
+    }
+
+    /// A socket that has the address and does not listen yet.
+    pub(crate) fn bound(&self, address: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM.nonblocking(),
@@ -260,8 +271,7 @@ impl ListenOptions {
         socket.bind(&address.into()).map_err(|error| explain_bind(error, address))?;
         // Accepted sockets inherit it, which saves a system call for each.
         socket.set_tcp_nodelay(true)?;
-        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))?;
-        Ok(socket.into())
+        Ok(socket)
     }
 }
 
