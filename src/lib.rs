@@ -28,7 +28,7 @@
 //! # Where things are
 //!
 //! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
-//!   that blocks.
+//!   that blocks; with the feature `tracing`, how to watch them in tokio-console.
 //! - [`Shard`], [`on_each_shard`]: the threads of the runtime, and running something on another;
 //!   [`net::ListenerGroup`] serves on all of them by one call.
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.

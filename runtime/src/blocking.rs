@@ -26,6 +26,7 @@ use crate::executor::JoinHandle;
 use crate::fork::{NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::shard;
 use crate::timers::ClockHold;
+use crate::trace::traced_job;
 
 /// Threads of the pool. More are of use only to jobs that wait for each other or for slow disks;
 /// each costs a stack. Jobs beyond it queue.
@@ -88,7 +89,7 @@ where
     T: Send + 'static,
 {
     let shard = shard::current();
-    let job = POOL.get().submit(f, Some(shard.clock.hold()));
+    let job = POOL.get().submit(traced_job(f), Some(shard.clock.hold()));
     shard.executor.spawn(async move { job.await.unwrap_or_else(|payload| resume_unwind(payload)) })
 }
 

@@ -4,9 +4,9 @@
 //! further operations or socket types: [`io`] holds the pieces.
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
-//! `fork`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with `crew`
-//! and `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`,
-//! `runtime`, `io`, `signal`, `shutdown`; `doctor`.
+//! `fork`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with
+//! `crew` and `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`,
+//! `shards`, `runtime`, `io`, `signal`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -33,6 +33,7 @@ mod shards;
 mod sync;
 mod sys;
 mod timers;
+mod trace;
 mod waiters;
 
 pub mod buf;

@@ -12,6 +12,7 @@ use crate::error::BuildError;
 use crate::metrics::Metrics;
 use crate::shard;
 use crate::shards::Shard;
+use crate::trace::TaskSpan;
 
 /// A runtime: the shard of the thread that made it, and further ones as soon as they are addressed
 /// (see [`Shard`]).
@@ -83,10 +84,12 @@ impl Runtime {
     ///
     /// Within a runtime, this one or another: a thread runs one at a time. If the future panics,
     /// so does this call, and the runtime can be used again.
+    #[track_caller]
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.shard.check_process();
         let _bound = self.shard.crew.bind_first();
-        self.shard.block_on(future)
+        let span = TaskSpan::block_on(size_of::<F>());
+        self.shard.block_on(span.around(future))
     }
 
     /// The first shard, to which any thread can send tasks. They run while `block_on` does.

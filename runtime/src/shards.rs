@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::crew::Crew;
 use crate::executor::{JoinError, JoinHandle, spawn_at};
 use crate::shard;
+use crate::trace::TaskSpan;
 
 /// One of the threads of a runtime, with its own executor, driver, timers and buffers.
 ///
@@ -92,7 +93,8 @@ impl Shard {
         Fut: Future + 'static,
         Fut::Output: Send + 'static,
     {
-        spawn_at(&self.crew.mailbox(self.index), make)
+        let span = TaskSpan::task(None, size_of::<Fut>());
+        spawn_at(&self.crew.mailbox(self.index), move || span.around(make()))
     }
 }
 

@@ -1,4 +1,39 @@
 //! Tasks: spawning, joining, yielding, and work that blocks.
+//!
+//! # Watching tasks
+//!
+//! With the feature `tracing` each task is a span of the crate `tracing`, in the form that tokio
+//! gives to its own, so that [tokio-console] lists it. This crate needs no `--cfg` for that;
+//! `console-subscriber` refuses to start without one, as it knows no other runtime than tokio:
+//!
+//! ```text
+//! # Cargo.toml
+//! annulus = { version = "0.1", features = ["tracing"] }
+//! console-subscriber = "0.5"
+//!
+//! # .cargo/config.toml
+//! [build]
+//! rustflags = ["--cfg", "console_without_tokio_unstable"]
+//!
+//! // main.rs: before the first task, as none is seen that was spawned without a subscriber
+//! console_subscriber::init();
+//! ```
+//!
+//! `console_subscriber::init` answers the console on a thread of its own. Then `tokio-console`
+//! shows the tasks that [`spawn`], [`Builder`] and [`Shard::spawn_with`](crate::Shard::spawn_with)
+//! make, what `block_on` runs (kind `block_on`), and the jobs of [`spawn_blocking`] (kind
+//! `blocking`): each with its name, the line that spawned it, the size of its future, how often it
+//! was polled and woken, how long it was busy, ready and idle, and how many wakers it has.
+//!
+//! What it does not show: timers, sockets and locks, so that the list of resources stays empty; and
+//! [`id`], as the numbers in the console only count what was spawned. The line of tasks that this
+//! crate spawns by itself, such as those of [`on_each_shard`](crate::on_each_shard), is its own.
+//!
+//! Other subscribers of `tracing` get the same spans, at the level `TRACE` and with the target
+//! `tokio::task`. What a task emits is in its span while it is polled, and not when its future is
+//! dropped.
+//!
+//! [tokio-console]: https://docs.rs/tokio-console
 
 use std::future::{Future, poll_fn};
 use std::task::Poll;
@@ -6,6 +41,7 @@ use std::task::Poll;
 pub use crate::blocking::spawn_blocking;
 pub use crate::executor::{AbortHandle, JoinError, JoinHandle, TaskId, TaskInfo};
 use crate::shard;
+use crate::trace::TaskSpan;
 
 /// Spawns a task on this shard and returns a handle to its result.
 ///
@@ -35,7 +71,8 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    shard::current().executor.spawn(future)
+    let shard = shard::current();
+    shard.executor.spawn(TaskSpan::task(None, size_of::<F>()).around(future))
 }
 
 /// Spawns tasks that have a name.
@@ -85,6 +122,8 @@ impl Builder {
         F::Output: 'static,
     {
         let shard = shard::current();
+        let span = TaskSpan::task(self.name.as_deref(), size_of::<F>());
+        let future = span.around(future);
         match self.name {
             Some(name) => shard.executor.spawn_named(&name, future),
             None => shard.executor.spawn(future),

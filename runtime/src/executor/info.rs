@@ -2,6 +2,7 @@
 
 use super::mailbox::ShardId;
 use super::task::TaskPtr;
+use crate::trace::untraced_name;
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::Location;
@@ -70,7 +71,7 @@ impl<'a> TaskInfo<'a> {
     /// The type of its future, as [`std::any::type_name`] writes it.
     #[must_use]
     pub fn type_name(&self) -> &'static str {
-        self.task.type_name()
+        untraced_name(self.task.type_name())
     }
 
     /// Where in the program it was spawned.
