@@ -45,6 +45,8 @@ each_driver! {
         assert!(errors <= 22, "the shortage was reported {errors} times in two seconds");
         assert!(spent < 1000, "{spent} ms of processor time in two seconds of waiting");
 
+        assert_eq!(annulus::metrics().accept_pauses, errors, "each report is a pause");
+
         // Who is connected is served meanwhile.
         let mut clients = clients.into_iter();
         for stream in &mut served {

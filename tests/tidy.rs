@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
 const LAYERS: [&[&str]; 6] = [
-    &["sys", "sync", "cpus", "config", "contain", "fork", "metrics", "trace"],
+    &["sys", "sync", "cpus", "config", "contain", "fork", "ticks", "board", "trace"],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error"],
-    &["shard", "crew", "resident"],
+    &["shard", "crew", "resident", "meter"],
     &[
         "op",
         "multishot",
@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 6] = [
         "task",
         "shards",
         "runtime",
+        "metrics",
         "signal",
         "shutdown",
     ],

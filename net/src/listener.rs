@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
-    Fd, Homed, Multishot, Place, Release, Resident, Waiters, accept, poll_budget, set_nonblocking,
+    Fd, Homed, Multishot, Place, Release, Resident, Waiters, accept, accept_paused, poll_budget,
+    set_nonblocking,
 };
 use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
@@ -162,6 +163,7 @@ impl Listening {
                 Err(error) if is_a_clients(&error) => {}
                 Err(error) => {
                     if is_shortage(&error) {
+                        accept_paused();
                         let pause = sleep(LIMITS.accept_error_interval);
                         *self.back_off.borrow_mut() = Some(Box::pin(pause));
                     }

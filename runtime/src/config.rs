@@ -109,6 +109,11 @@ pub(crate) struct Config {
     pub(crate) start_paused: bool,
 }
 
+/// How long tasks run, all together, before sockets, timers and the mailbox are looked at, however
+/// few polls that were. A turn's own work takes some microseconds, so that less would cost much for
+/// little; and no event waits for more than this and one poll.
+pub(crate) const RUN_TIME_MAX: Duration = Duration::from_millis(1);
+
 /// The bounds of listeners and streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -70,6 +70,33 @@ pub fn settle(ended: impl Fn() -> bool) {
     shard::current().settle(ended);
 }
 
+/// Counts an open connection of this shard until it is dropped: see
+/// [`Metrics::connections`](crate::Metrics::connections).
+#[derive(Debug)]
+pub struct Connected(());
+
+impl Connected {
+    /// One more. Counts nothing outside of a runtime.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is no empty value but an event")]
+    pub fn new() -> Connected {
+        shard::try_with(|shard| shard.meter.connection_began());
+        Connected(())
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        shard::try_with(|shard| shard.meter.connection_ended());
+    }
+}
+
+/// Counts a listener that pauses for want of something:
+/// [`Metrics::accept_pauses`](crate::Metrics::accept_pauses).
+pub fn accept_paused() {
+    shard::try_with(|shard| shard.meter.accept_paused());
+}
+
 /// Runs a closure that blocks on a thread of the pool and returns its result. Starts at the first
 /// poll; if the future is dropped, the closure does not run, or its result is dropped.
 ///

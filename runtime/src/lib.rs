@@ -4,13 +4,15 @@
 //! further operations or socket types: [`io`] holds the pieces.
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
-//! `fork`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`; `shard` (the loop) with
-//! `crew` and `resident`; `op`, `multishot`, `receive`, `datagrams`, `task`, `time`, `blocking`,
-//! `shards`, `runtime`, `io`, `signal`, `shutdown`; `doctor`.
+//! `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`;
+//! `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`, `receive`,
+//! `datagrams`, `task`, `time`, `blocking`, `shards`, `runtime`, `metrics`, `io`, `signal`,
+//! `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
 mod blocking;
+mod board;
 mod config;
 mod contain;
 mod cpus;
@@ -21,7 +23,7 @@ mod error;
 mod executor;
 mod fd;
 mod fork;
-mod metrics;
+mod meter;
 mod multishot;
 mod op;
 mod receive;
@@ -32,6 +34,7 @@ mod shard;
 mod shards;
 mod sync;
 mod sys;
+mod ticks;
 mod timers;
 mod trace;
 mod waiters;
@@ -39,6 +42,7 @@ mod waiters;
 pub mod buf;
 pub mod doctor;
 pub mod io;
+pub mod metrics;
 pub mod shutdown;
 pub mod signal;
 pub mod task;
@@ -48,7 +52,7 @@ pub use config::{ConfigError, Driver, LIMITS, Limits};
 pub use doctor::doctor;
 pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
-pub use metrics::Metrics;
-pub use runtime::{Builder, Runtime, driver_info, metrics};
+pub use metrics::{Metrics, metrics};
+pub use runtime::{Builder, Runtime, driver_info};
 pub use shards::{Shard, on_each_shard};
 pub use task::{JoinError, JoinHandle, spawn};

@@ -1,29 +1,41 @@
-//! What a shard has done so far, in numbers.
+//! What shards have done so far, in numbers: for programs that watch themselves, and for those that
+//! watch others.
 
-/// Counts of a shard since its beginning: see [`metrics`](crate::metrics). Each costs a plain
-/// store.
+use std::sync::Arc;
+
+pub use crate::board::{Board, Metrics};
+use crate::shard;
+
+/// The figures of the shard that runs on this thread, up to this moment.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn metrics() -> Metrics {
+    board().read()
+}
+
+/// The board of the shard that runs on this thread: its figures, for other threads to read.
+///
+/// # Examples
 ///
 /// ```
-/// # annulus_runtime::Runtime::new()?.block_on(async {
-/// let before = annulus_runtime::metrics();
-/// annulus_runtime::task::yield_now().await;
-/// assert!(annulus_runtime::metrics().pool_dry >= before.pool_dry);
-/// # });
+/// use annulus_runtime::metrics;
+///
+/// let runtime = annulus_runtime::Runtime::new()?;
+/// let board = runtime.block_on(async { metrics::board() });
+/// let reader = std::thread::spawn(move || board.read());
+/// assert!(reader.join().unwrap().polls >= 1);
 /// # Ok::<(), annulus_runtime::BuildError>(())
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Metrics {
-    /// Calls of `io_uring_enter`. On epoll this and the next four are 0.
-    pub enters: u64,
-    /// Entries that the kernel took.
-    pub submissions: u64,
-    /// Answers that it gave.
-    pub completions: u64,
-    /// Turns that found answers for which the ring had no room.
-    pub overflows: u64,
-    /// Answers that nobody waited for any more.
-    pub stale_keys: u64,
-    /// How often a receive found no free buffer in its pool and used other memory.
-    pub pool_dry: u64,
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[must_use]
+#[track_caller]
+pub fn board() -> Arc<Board> {
+    shard::with(|shard| shard.board())
 }

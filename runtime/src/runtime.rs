@@ -9,7 +9,6 @@ use crate::config::{Config, Driver};
 use crate::crew::{self, Crew};
 use crate::driver::DriverInfo;
 use crate::error::BuildError;
-use crate::metrics::Metrics;
 use crate::shard;
 use crate::shards::Shard;
 use crate::trace::TaskSpan;
@@ -279,15 +278,4 @@ impl Builder {
         let mailbox = crew.mailbox(0);
         Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
     }
-}
-
-/// The counts of the shard that runs on this thread.
-///
-/// # Panics
-///
-/// Outside of a runtime.
-#[must_use]
-#[track_caller]
-pub fn metrics() -> Metrics {
-    shard::with(|shard| shard.driver.metrics())
 }

@@ -8,13 +8,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::{Arc as StdArc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::board::Board;
 use crate::buf::Spare;
 use crate::config::{Config, MAIL_PER_TURN_MAX};
 use crate::crew::Crew;
@@ -22,6 +23,7 @@ use crate::driver::{Driver, DriverInfo, Wait, Work};
 use crate::error::BuildError;
 use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
 use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
+use crate::meter::Meter;
 use crate::resident::Residents;
 use crate::sync::Arc;
 use crate::sys::EventFd;
@@ -47,6 +49,7 @@ pub(crate) struct Shard {
     pub(crate) residents: Residents,
     /// Empty send buffers.
     pub(crate) spare: Rc<Spare>,
+    pub(crate) meter: Meter,
     mailbox: Arc<Mailbox>,
     root_woken: Cell<bool>,
     /// A shard with a thread of its own was told to end.
@@ -71,6 +74,7 @@ impl Shard {
         let (driver, driver_info) = Driver::choose(&config, bell.raw_fd(), &spare)?;
         mailbox.hang_bell(bell);
         let id = mailbox.shard();
+        let meter = Meter::new(index, driver_info.driver());
         let shard = Rc::new(Shard {
             id,
             executor: Executor::new(Arc::clone(&mailbox)),
@@ -80,6 +84,7 @@ impl Shard {
             driver_info,
             residents: Residents::default(),
             spare,
+            meter,
             root_woken: Cell::new(false),
             ending: Cell::new(false),
             crew,
@@ -105,7 +110,7 @@ impl Shard {
         );
         self.check_process();
         let _current = Entered::new(self);
-        let _at_work = self.executor.enter();
+        let _at_work = (self.executor.enter(), self.meter.begin_work());
         let root = RootWaker::new(Arc::clone(&self.mailbox));
         let waker = root.waker();
         let mut cx = Context::from_waker(&waker);
@@ -115,8 +120,8 @@ impl Shard {
         let mut woken = true;
         loop {
             if woken {
-                self.begin_poll();
-                if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+                let poll = self.poll_root(future.as_mut(), &mut cx);
+                if let Poll::Ready(output) = poll {
                     // A child that was forked in there goes on with the output. What is to be
                     // written out is the parent's.
                     if self.id.is_ours() {
@@ -127,6 +132,16 @@ impl Shard {
             }
             woken = self.turn(&root);
         }
+    }
+
+    fn poll_root<F: Future>(&self, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.begin_poll();
+        self.meter.begin_run();
+        self.meter.begin_poll();
+        let poll = future.poll(cx);
+        let _only_one = self.meter.end_poll();
+        self.meter.end_run();
+        poll
     }
 
     /// Runs what is sent here, until [`tell_to_end`](Shard::tell_to_end).
@@ -153,16 +168,37 @@ impl Shard {
 
     /// One round of the loop. True if the root future was woken.
     fn turn(&self, root: &RootWaker) -> bool {
-        self.executor.run(self.config.event_interval, self);
+        self.run_tasks();
         self.check_process();
-        self.executor.take_mail(MAIL_PER_TURN_MAX);
+        let mail = self.executor.take_mail(MAIL_PER_TURN_MAX);
         self.residents.write_out();
+        self.meter.count_turn(mail);
+        self.publish();
         let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
         self.enter(wait);
         self.mailbox.awake();
         self.fire_timers();
         self.notice_root(root);
         self.root_woken.take()
+    }
+
+    fn run_tasks(&self) {
+        if self.executor.has_ready() {
+            self.meter.begin_run();
+            self.executor.run(self.config.event_interval, self);
+            self.meter.end_run();
+        }
+    }
+
+    /// Puts what has been counted so far on the board.
+    fn publish(&self) {
+        self.meter.publish(self.driver.counts(), self.executor.len());
+    }
+
+    /// The board, on which everything is that has been counted so far.
+    pub(crate) fn board(&self) -> Arc<Board> {
+        self.publish();
+        Arc::clone(self.meter.board())
     }
 
     /// Keeps in mind that the root future was woken, until the turn has ended.
@@ -182,8 +218,13 @@ impl Shard {
         if self.clock.is_paused() {
             return self.idle_paused(root);
         }
-        if !self.config.spin.is_zero() && self.spin(root) {
-            return Wait::No;
+        if !self.config.spin.is_zero() {
+            self.meter.park();
+            let news = self.spin(root);
+            self.meter.unpark();
+            if news {
+                return Wait::No;
+            }
         }
         self.wait_at_most(self.until_next_timer())
     }
@@ -253,7 +294,14 @@ impl Shard {
             return Err(io::Error::other(NO_RUNTIME_SURVIVES));
         }
         let mut work = self.work.take();
+        let waits = matches!(wait, Wait::AtMost(_));
+        if waits {
+            self.meter.park();
+        }
         let entered = self.driver.turn(wait, &mut work);
+        if waits {
+            self.meter.unpark();
+        }
         self.hand_out(&mut work);
         self.work.set(work);
         entered
@@ -321,6 +369,8 @@ impl Shard {
         self.timers.borrow_mut().drain(&mut wakers);
         drop(wakers);
         let drained = self.driver.drain(self.config.drain_timeout, |work| self.hand_out(work));
+        self.publish();
+        self.meter.end();
         if !drained {
             // The kernel may still write to what operations own. A shard that stays reachable
             // keeps them, also those whose future is dropped later.
@@ -344,10 +394,11 @@ impl Shard {
 impl Observer for Shard {
     fn before_poll(&self, _task: TaskInfo<'_>) {
         self.begin_poll();
+        self.meter.begin_poll();
     }
 
     fn after_poll(&self, _task: TaskInfo<'_>) -> Pace {
-        Pace::GoOn
+        self.meter.end_poll()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each one keeps the errno. Nothing here knows about tasks, shards or drivers.
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -306,6 +307,80 @@ fn timespec(duration: Duration) -> libc::timespec {
 /// Cuts a wait to what every kernel interface can express.
 pub(crate) fn clamp_wait(duration: Duration) -> Duration {
     duration.min(WAIT_MAX)
+}
+
+/// The monotonic clock, in nanoseconds since some moment before all processes.
+pub(crate) fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// How long this thread has kept a processor busy, in nanoseconds. A system call.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the struct is valid for writing. The call cannot fail for the clocks that are ours.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A file in memory, of zeros and without a path, and its mapping, which stays for ever.
+#[derive(Debug)]
+pub(crate) struct SharedFile {
+    pub(crate) fd: OwnedFd,
+    pub(crate) start: NonNull<u8>,
+}
+
+impl SharedFile {
+    /// # Errors
+    ///
+    /// Those of `memfd_create(2)`, `ftruncate(2)` and `mmap(2)`; EFBIG where files may not have
+    /// this length.
+    pub(crate) fn new(name: &CStr, length: usize) -> io::Result<SharedFile> {
+        if file_bytes_max() < length as u64 {
+            // The kernel would not only refuse, but send SIGXFSZ.
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        let fd = memfd(name)?;
+        // SAFETY: ftruncate takes two integers and touches no memory of ours.
+        check(unsafe { libc::ftruncate(fd.as_raw_fd(), length as libc::off_t) })?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let (any, flags, raw) = (std::ptr::null_mut(), libc::MAP_SHARED, fd.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe { libc::mmap(any, length, prot, flags, raw, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("mmap never returns the null page");
+        Ok(SharedFile { fd, start })
+    }
+}
+
+fn memfd(name: &CStr) -> io::Result<OwnedFd> {
+    let create = |flags| {
+        // SAFETY: the name ends with a zero, and the kernel copies it.
+        check(unsafe { libc::memfd_create(name.as_ptr(), flags) })
+    };
+    // Since 6.3 a file should say that it is no program, and has to where vm.memfd_noexec is 2.
+    let sealed = libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL;
+    let fd = match create(sealed) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(libc::MFD_CLOEXEC)?,
+        other => other?,
+    };
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// How long a file of this process may be.
+fn file_bytes_max() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct is valid for writing; getrlimit keeps no pointer to it.
+    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 0,
+    }
 }
 
 /// A private anonymous mapping: page-aligned memory that costs nothing until it is touched.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use annulus_runtime::buf::Lease;
 use annulus_runtime::io::{
-    Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, poll_budget, settle,
+    Connected, Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, poll_budget, settle,
 };
 use annulus_runtime::spawn;
 use annulus_runtime::task::AbortHandle;
@@ -34,6 +34,7 @@ pub(crate) struct Connection {
     lingering: RefCell<Option<AbortHandle>>,
     /// Closed with a reset (`SO_LINGER` of zero): unsent bytes are not sent.
     abortive: Cell<bool>,
+    _counted: Connected,
 }
 
 /// The buffer of a quiet send, and how much of it was sent.
@@ -53,6 +54,7 @@ impl Connection {
             fallen_short: Cell::new(None),
             lingering: RefCell::new(None),
             abortive: Cell::new(false),
+            _counted: Connected::new(),
         })
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::operation::{Completion, MultishotOperation, Operation};
-use super::{Wait, Work};
+use super::{Counts, Wait, Work};
 use crate::buf::Pool;
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
 use crate::fork::Process;
@@ -31,6 +31,8 @@ pub(crate) struct Epoll {
     registrations: RefCell<Slab<(u32, Rc<Readiness>)>>,
     generation: Cell<u32>,
     pool: Rc<Pool>,
+    enters: Cell<u64>,
+    events: Cell<u64>,
 }
 
 impl Epoll {
@@ -47,11 +49,22 @@ impl Epoll {
             registrations: RefCell::default(),
             generation: Cell::new(0),
             pool,
+            enters: Cell::new(0),
+            events: Cell::new(0),
         })
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
+            enters: self.enters.get(),
+            completions: self.events.get(),
+            pool_dry: self.pool.dry(),
+            ..Counts::default()
+        }
     }
 
     /// Polls an operation of one answer.
@@ -142,7 +155,9 @@ impl Epoll {
             Wait::AtMost(limit) => limit.map(sys::clamp_wait),
         };
         let registrations = self.registrations.borrow();
+        self.enters.set(self.enters.get() + 1);
         let answer = self.selector.epoll.wait(timeout, |event| {
+            self.events.set(self.events.get() + 1);
             // The wake-up has no registration; a token of another generation is a late event of a
             // descriptor that is closed.
             let index = (event.token & u64::from(u32::MAX)) as usize;

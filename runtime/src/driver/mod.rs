@@ -40,7 +40,6 @@ use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
 use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
-use crate::metrics::Metrics;
 use crate::resident_key::ResidentKey;
 
 /// How long a turn may wait for the kernel.
@@ -58,6 +57,17 @@ pub(crate) struct Work {
     pub(crate) wakers: Vec<Waker>,
     pub(crate) short_sends: Vec<ShortSend>,
     pub(crate) orphans: Vec<(Key, Completion)>,
+}
+
+/// What a driver counts. [`Metrics`](crate::Metrics) says what each means.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) enters: u64,
+    pub(crate) submissions: u64,
+    pub(crate) completions: u64,
+    pub(crate) overflows: u64,
+    pub(crate) stale_keys: u64,
+    pub(crate) pool_dry: u64,
 }
 
 /// Which driver runs on a shard, and if it is not io_uring, why.
@@ -299,12 +309,10 @@ impl Driver {
         }
     }
 
-    pub(crate) fn metrics(&self) -> Metrics {
+    pub(crate) fn counts(&self) -> Counts {
         match self {
-            Driver::Uring(driver) => driver.metrics(),
-            Driver::Epoll(driver) => {
-                Metrics { pool_dry: driver.pool().dry(), ..Metrics::default() }
-            }
+            Driver::Uring(driver) => driver.counts(),
+            Driver::Epoll(driver) => driver.counts(),
         }
     }
 

@@ -26,11 +26,10 @@ use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, O
 use super::pools::Pools;
 use super::quiet::{Batch, Quiet};
 use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
-use super::{Wait, Work};
+use super::{Counts, Wait, Work};
 use crate::buf::{Pool, Spare};
 use crate::contain::contain;
 use crate::fd::Fd;
-use crate::metrics::Metrics;
 use crate::resident_key::ResidentKey;
 use crate::sys;
 
@@ -57,7 +56,7 @@ struct Inner {
     wake_fd: RawFd,
     no_iowait: bool,
     failures: u32,
-    metrics: Metrics,
+    counts: Counts,
 }
 
 impl Uring {
@@ -72,14 +71,15 @@ impl Uring {
             wake_fd,
             no_iowait,
             failures: 0,
-            metrics: Metrics::default(),
+            counts: Counts::default(),
         };
         inner.arm_wake();
         Uring { inner: RefCell::new(inner), pools: Pools::new(pool), spare }
     }
 
-    pub(crate) fn metrics(&self) -> Metrics {
-        Metrics { pool_dry: self.pools.dry(), ..self.inner.borrow().metrics }
+    #[inline]
+    pub(crate) fn counts(&self) -> Counts {
+        Counts { pool_dry: self.pools.dry(), ..self.inner.borrow().counts }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -488,8 +488,8 @@ impl Inner {
             // Since 6.15: an idle shard does not show as a core that waits for a disk.
             flags |= EnterFlags::NO_IOWAIT;
         }
-        self.metrics.enters += 1;
-        self.metrics.submissions += u64::from(queued);
+        self.counts.enters += 1;
+        self.counts.submissions += u64::from(queued);
         let submitter = self.ring.submitter();
         let answer = match timeout {
             None => {
@@ -510,11 +510,11 @@ impl Inner {
     }
 
     fn reap(&mut self, work: &mut Work) {
-        let Inner { ring, slots, quiet, metrics, .. } = self;
+        let Inner { ring, slots, quiet, counts, .. } = self;
         let mut stopped = Vec::new();
         let mut wake_ended = false;
         for entry in ring.completion() {
-            metrics.completions += 1;
+            counts.completions += 1;
             let key = Key::from_user_data(entry.user_data());
             let completion = Completion::from_ring(&entry);
             match key {
@@ -522,7 +522,7 @@ impl Inner {
                 IGNORED_KEY => {}
                 key if key.is_quiet_send() => match quiet.fell_short(key, completion) {
                     Some(short) => work.short_sends.push(short),
-                    None => metrics.stale_keys += 1,
+                    None => counts.stale_keys += 1,
                 },
                 key => match slots.arrive(key, completion) {
                     Arrival::Quiet => {}
@@ -532,7 +532,7 @@ impl Inner {
                         stopped.push(key);
                     }
                     Arrival::Orphaned => work.orphans.push((key, completion)),
-                    Arrival::Stale => metrics.stale_keys += 1,
+                    Arrival::Stale => counts.stale_keys += 1,
                 },
             }
         }
@@ -548,7 +548,7 @@ impl Inner {
             if !self.ring.submission().cq_overflow() {
                 return;
             }
-            self.metrics.overflows += 1;
+            self.counts.overflows += 1;
             if self.enter(0, None).is_err() {
                 return;
             }
