@@ -196,9 +196,9 @@ impl Shard {
     }
 
     /// The board, on which everything is that has been counted so far.
-    pub(crate) fn board(&self) -> Arc<Board> {
+    pub(crate) fn board(&self) -> StdArc<Board> {
         self.publish();
-        Arc::clone(self.meter.board())
+        StdArc::clone(self.meter.board())
     }
 
     /// Keeps in mind that the root future was woken, until the turn has ended.

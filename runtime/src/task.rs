@@ -1,5 +1,18 @@
 //! Tasks: spawning, joining, yielding, and work that blocks.
 //!
+//! # Turns
+//!
+//! Ready tasks are polled in the order in which they were woken; one that wakes itself goes behind
+//! the others. After 64 polls ([`event_interval`](crate::Builder::event_interval)), or when they
+//! have taken a millisecond in all, the shard looks at its mail (1024 pieces at most), at sockets
+//! and at timers, however many tasks are ready. In one poll a task is given 128 answers of sockets
+//! that are always ready; then they let it wait for its next turn. A stream brings at most 64 KiB
+//! before somebody takes them.
+//!
+//! So what is due waits for a millisecond and one poll, and then for the tasks that are ready
+//! before it. Nobody can interrupt a poll: one that computes for long, or calls what blocks, holds
+//! up its whole shard for that long. [`yield_now`] divides it, [`spawn_blocking`] takes it away.
+//!
 //! # Watching tasks
 //!
 //! With the feature `tracing` each task is a span of the crate `tracing`, in the form that tokio
