@@ -128,7 +128,8 @@ each_driver! {
         for _ in 0..hoses.len() {
             let (stream, _) = listener.accept().await.unwrap();
             let (mut reads, mut writes) = stream.into_split();
-            drop(spawn(async move { while reads.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {} }));
+            let more = |read: std::io::Result<usize>| read.is_ok_and(|count| count > 0);
+            drop(spawn(async move { while more(reads.read(&mut [0; 4096]).await) {} }));
             drop(spawn(async move { while writes.write_all(&[1; 4096]).await.is_ok() {} }));
         }
         everybody_has_turns().await;
