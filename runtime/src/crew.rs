@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::contain::text_of;
 use crate::cpus::{self, Bound, Cpus};
 use crate::error::BuildError;
-use crate::executor::{Mailbox, SharedMailbox};
+use crate::executor::{Hooks, Mailbox, SharedMailbox};
 use crate::fork::NO_RUNTIME_SURVIVES;
 use crate::shard::{self, Shard};
 
@@ -24,6 +24,7 @@ const END_SLACK: Duration = Duration::from_secs(1);
 /// All shards of a runtime, started or not.
 pub(crate) struct Crew {
     config: Config,
+    hooks: Hooks,
     /// Of the first shard.
     first: SharedMailbox,
     seats: OnceLock<Seats>,
@@ -46,9 +47,10 @@ enum Seat {
 
 impl Crew {
     /// A crew of which this thread is to be the first.
-    pub(crate) fn new(config: Config) -> Arc<Crew> {
+    pub(crate) fn new(config: Config, hooks: Hooks) -> Arc<Crew> {
         Arc::new(Crew {
             config,
+            hooks,
             first: Mailbox::new(),
             seats: OnceLock::new(),
             closed: Mutex::new(false),
@@ -59,6 +61,11 @@ impl Crew {
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Who is told of the tasks of each shard.
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.hooks
     }
 
     /// False in a forked child. It has none of the threads, and waits for none of the locks.

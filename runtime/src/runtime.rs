@@ -9,6 +9,7 @@ use crate::config::{Config, Driver};
 use crate::crew::{self, Crew};
 use crate::driver::DriverInfo;
 use crate::error::BuildError;
+use crate::executor::{Hooks, TaskInfo};
 use crate::shard;
 use crate::shards::Shard;
 use crate::trace::TaskSpan;
@@ -72,7 +73,7 @@ impl Runtime {
 
     /// Settings for a runtime.
     pub fn builder() -> Builder {
-        Builder { config: Config::default() }
+        Builder { config: Config::default(), hooks: Hooks::default() }
     }
 
     /// Runs a future on this thread until it is ready, and everything it spawns meanwhile.
@@ -193,6 +194,7 @@ pub fn driver_info() -> DriverInfo {
 #[must_use = "settings do nothing until `build` is called"]
 pub struct Builder {
     config: Config,
+    hooks: Hooks,
 }
 
 impl Builder {
@@ -261,6 +263,63 @@ impl Builder {
         self
     }
 
+    /// Has this called for each task that is spawned, on the task's shard, before its first poll.
+    /// A second one replaces the first, as with the hooks below.
+    ///
+    /// Hooks may spawn and wake. What they panic with is caught, and harms no task. The time that
+    /// they take is taken from the tasks; a runtime without hooks pays one look for each occasion.
+    /// The future that `block_on` runs is no task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use annulus_runtime::{Runtime, task};
+    ///
+    /// let runtime = Runtime::builder()
+    ///     .on_task_spawn(|task| println!("{} comes: {:?}", task.id(), task.name()))
+    ///     .on_task_terminate(|task| println!("{} goes", task.id()))
+    ///     .build()?;
+    /// runtime.block_on(async {
+    ///     task::Builder::new().name("the only one").spawn(async {}).await.unwrap();
+    /// });
+    /// # Ok::<(), annulus_runtime::BuildError>(())
+    /// ```
+    pub fn on_task_spawn<F>(mut self, hook: F) -> Builder
+    where
+        F: Fn(&TaskInfo<'_>) + Send + Sync + 'static,
+    {
+        self.hooks.spawn = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has this called before each poll of a task.
+    pub fn on_before_task_poll<F>(mut self, hook: F) -> Builder
+    where
+        F: Fn(&TaskInfo<'_>) + Send + Sync + 'static,
+    {
+        self.hooks.before_poll = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has this called after each poll of a task, also one that panicked.
+    pub fn on_after_task_poll<F>(mut self, hook: F) -> Builder
+    where
+        F: Fn(&TaskInfo<'_>) + Send + Sync + 'static,
+    {
+        self.hooks.after_poll = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has this called when a task has ended, by its output, a panic, an abort or the end of its
+    /// runtime, and its future has been dropped; before whoever awaits it is woken.
+    pub fn on_task_terminate<F>(mut self, hook: F) -> Builder
+    where
+        F: Fn(&TaskInfo<'_>) + Send + Sync + 'static,
+    {
+        self.hooks.terminate = Some(Arc::new(hook));
+        self
+    }
+
     /// Starts with the clock paused, for tests: see [`time::pause`](crate::time::pause).
     pub fn start_paused(mut self, paused: bool) -> Builder {
         self.config.start_paused = paused;
@@ -274,7 +333,7 @@ impl Builder {
     /// A setting, or a variable of the environment, that cannot be used; a refusal of io_uring if
     /// it was asked for by name, with the cause and the remedy; no descriptor or memory left.
     pub fn build(self) -> Result<Runtime, BuildError> {
-        let crew = Crew::new(self.config.with_environment()?);
+        let crew = Crew::new(self.config.with_environment()?, self.hooks);
         let mailbox = crew.mailbox(0);
         Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
     }

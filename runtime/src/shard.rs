@@ -77,7 +77,7 @@ impl Shard {
         let meter = Meter::new(index, driver_info.driver());
         let shard = Rc::new(Shard {
             id,
-            executor: Executor::new(Arc::clone(&mailbox)),
+            executor: Executor::new(Arc::clone(&mailbox)).with_hooks(index, crew.hooks().clone()),
             timers: RefCell::new(Timers::new()),
             clock: Clock::new(),
             driver,
@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn a_forked_child_sends_its_parent_no_mail_and_waits_for_no_lock_of_its_parents() {
         let make = || {
-            let crew = Crew::new(Config::default());
+            let crew = Crew::new(Config::default(), executor::Hooks::default());
             let mailbox = crew.mailbox(0);
             Shard::new(crew, 0, mailbox).unwrap()
         };

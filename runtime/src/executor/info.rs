@@ -45,13 +45,14 @@ impl fmt::Debug for TaskId {
 #[derive(Clone, Copy)]
 pub struct TaskInfo<'a> {
     task: TaskPtr,
+    shard: usize,
     _borrowed: PhantomData<&'a ()>,
 }
 
 impl<'a> TaskInfo<'a> {
     /// For as long as the executor that calls this holds the task.
-    pub(super) fn new(task: TaskPtr) -> TaskInfo<'a> {
-        TaskInfo { task, _borrowed: PhantomData }
+    pub(super) fn new(task: TaskPtr, shard: usize) -> TaskInfo<'a> {
+        TaskInfo { task, shard, _borrowed: PhantomData }
     }
 
     /// The task's number.
@@ -59,6 +60,12 @@ impl<'a> TaskInfo<'a> {
     pub fn id(&self) -> TaskId {
         let header = self.task.header();
         TaskId { shard: header.owner.get(), index: header.index.get() }
+    }
+
+    /// The place in its runtime of the shard on which it lives.
+    #[must_use]
+    pub fn shard(&self) -> usize {
+        self.shard
     }
 
     /// The name that [`Builder::name`](crate::task::Builder::name) gave it.
@@ -86,6 +93,7 @@ impl fmt::Debug for TaskInfo<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskInfo")
             .field("id", &self.id())
+            .field("shard", &self.shard())
             .field("name", &self.name())
             .field("type_name", &self.type_name())
             .field("location", &format_args!("{}", self.location()))

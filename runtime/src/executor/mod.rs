@@ -59,6 +59,7 @@
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
 //! reference too; it is freed without a look at `Remote`.
 
+mod hooks;
 mod info;
 mod join;
 mod mailbox;
@@ -73,6 +74,7 @@ mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub(crate) use hooks::Hooks;
 pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
@@ -101,6 +103,9 @@ pub(crate) struct Executor {
     tasks: RefCell<Slab<TaskPtr>>,
     /// The task whose future is being polled or dropped.
     current: Cell<Option<TaskPtr>>,
+    /// The shard's place in its runtime.
+    index: usize,
+    hooks: Option<Box<Hooks>>,
     /// How many calls of `run` are on the stack.
     runs: Cell<u32>,
     closed: Cell<bool>,
@@ -115,9 +120,18 @@ impl Executor {
             queue: Queue::new(),
             tasks: RefCell::new(Slab::new()),
             current: Cell::new(None),
+            index: 0,
+            hooks: None,
             runs: Cell::new(0),
             closed: Cell::new(false),
         }
+    }
+
+    /// With the shard's place in its runtime, and who is told of its tasks.
+    pub(crate) fn with_hooks(mut self, index: usize, hooks: Hooks) -> Executor {
+        self.index = index;
+        self.hooks = hooks.into_word();
+        self
     }
 
     /// Makes this executor the one at work on this thread, until the guard goes. Wakes of its tasks
@@ -159,17 +173,25 @@ impl Executor {
             task.header().local.seize();
             self.cancel(task);
         } else {
-            self.list(task);
-            self.queue.push(task);
+            self.admit(task);
         }
         // SAFETY: this is the reference made for the handle, and the output is that of the future.
         unsafe { JoinHandle::new(handle) }
     }
 
-    fn list(&self, task: TaskPtr) {
+    /// Takes a new task in, which is held from then on.
+    fn admit(&self, task: TaskPtr) {
         let index = self.tasks.borrow_mut().insert(task);
         let index = u32::try_from(index).expect("fewer than 2^32 tasks on a shard");
         task.header().index.set(index);
+        self.queue.push(task);
+        if let Some(hooks) = &self.hooks {
+            hooks::call(&hooks.spawn, self.info(task));
+        }
+    }
+
+    fn info(&self, task: TaskPtr) -> TaskInfo<'_> {
+        TaskInfo::new(task, self.index)
     }
 
     /// Polls ready tasks, first woken first, until `budget` have had their turn or none is ready.
@@ -202,10 +224,16 @@ impl Executor {
         let waker = unsafe { waker::borrowed(task) };
         let mut cx = Context::from_waker(&waker);
         let before = self.current.replace(Some(task));
-        observer.before_poll(TaskInfo::new(task));
+        if let Some(hooks) = &self.hooks {
+            hooks::call(&hooks.before_poll, self.info(task));
+        }
+        observer.before_poll(self.info(task));
         // SAFETY: this is the owner's thread, and `start` has found the task waiting for its poll.
         let poll = unsafe { task.poll(&mut cx) };
-        let pace = observer.after_poll(TaskInfo::new(task));
+        let pace = observer.after_poll(self.info(task));
+        if let Some(hooks) = &self.hooks {
+            hooks::call(&hooks.after_poll, self.info(task));
+        }
         self.current.set(before);
         match poll {
             Poll::Ready(()) => self.complete(task),
@@ -231,6 +259,10 @@ impl Executor {
     fn complete(&self, task: TaskPtr) {
         let index = task.header().index.get();
         if index != UNLISTED {
+            // Still listed, so that what the hook spawns gets another number.
+            if let Some(hooks) = &self.hooks {
+                hooks::call(&hooks.terminate, self.info(task));
+            }
             self.tasks.borrow_mut().remove(index as usize);
         }
         // SAFETY: the task was just taken off the list by which the executor held it, and the
@@ -250,8 +282,7 @@ impl Executor {
                 Mail::Wake(task) => self.deliver(task.ptr()),
                 Mail::Spawn(task) => {
                     let task = task.adopt(&self.mailbox);
-                    self.list(task);
-                    self.queue.push(task);
+                    self.admit(task);
                 }
                 Mail::Call(call) => contain(call),
                 Mail::Ring => {}
@@ -278,7 +309,7 @@ impl Executor {
 
     /// The task whose future is being polled or dropped. A look at it must not outlive that.
     pub(crate) fn current(&self) -> Option<TaskInfo<'_>> {
-        self.current.get().map(TaskInfo::new)
+        self.current.get().map(|task| self.info(task))
     }
 
     /// How many tasks are ready.
