@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-pub use crate::board::{Board, Metrics};
+pub use crate::board::{Board, Metrics, ProcessMetrics, ShardMetrics};
 use crate::shard;
 
 /// The figures of the shard that runs on this thread, up to this moment.

@@ -40,6 +40,15 @@ impl Ticks {
         }
     }
 
+    /// The other way. `None` for what this program cannot read.
+    pub(crate) fn numbered(number: u64) -> Option<Ticks> {
+        match number {
+            1 if counter::is_invariant() => Some(Ticks::Counter),
+            2 => Some(Ticks::Nanoseconds),
+            _ => None,
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn now(self) -> u64 {
         match self {
@@ -203,5 +212,12 @@ mod tests {
                 assert!((back - length.as_secs_f64()).abs() <= length.as_secs_f64() / 100.0);
             }
         }
+    }
+
+    #[test]
+    fn sources_keep_their_numbers() {
+        assert_eq!(Ticks::numbered(Ticks::Nanoseconds.number()), Some(Ticks::Nanoseconds));
+        assert_eq!(Ticks::numbered(Ticks::chosen().number()), Some(Ticks::chosen()));
+        assert_eq!([0, 3, u64::MAX].map(Ticks::numbered), [None; 3]);
     }
 }

@@ -4,6 +4,7 @@
 //! figure for itself. What takes two figures to understand is written as one word: see
 //! [`Board::park`].
 
+mod attach;
 mod figures;
 mod file;
 
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Driver;
 use crate::ticks::Ticks;
+pub use attach::{ProcessMetrics, ShardMetrics};
 pub use figures::Metrics;
 pub(crate) use figures::SECOND;
 use file::Place;
@@ -216,6 +218,11 @@ fn driver_number(driver: Driver) -> u64 {
 /// How often one word is read anew. A shard sleeps and wakes once in a microsecond at most, and a
 /// look takes a tenth of that.
 const READS_MAX: u32 = 100;
+
+/// The other way.
+fn driver_of(number: u64) -> Option<Driver> {
+    [Driver::Uring, Driver::Epoll].into_iter().find(|&driver| driver_number(driver) == number)
+}
 
 /// Set in [`Word::Parked`] while the shard is.
 const PARKED: u64 = 1;
