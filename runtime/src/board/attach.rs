@@ -1,8 +1,8 @@
 //! Reading the boards of another process.
 //!
-//! What is read belongs to somebody else: it may be of another version, of another program, wrong on
-//! purpose, or change at any time. So it is copied by bounded reads and never mapped, a file that is
-//! cut short is an error, and every value may be anything.
+//! What is read belongs to somebody else: it may be of another version, of another program, wrong
+//! on purpose, or change at any time. So it is copied by bounded reads and never mapped, a file
+//! that is cut short is an error, and every value may be anything.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
