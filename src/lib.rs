@@ -37,6 +37,8 @@
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings; what holds when the
 //!   process forks.
 //! - [`driver_info`]: which driver runs, and why.
+//! - [`Builder::stall`]: names the task that does not yield, with a backtrace; [`stall`] has the
+//!   report.
 //! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
 //!
@@ -48,9 +50,9 @@
 //!
 //! # The environment
 //!
-//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES` and
-//! `ANNULUS_SPIN_US` override the settings of every program. A value that cannot be used is an
-//! error that names it.
+//! `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES`,
+//! `ANNULUS_SPIN_US` and `ANNULUS_STALL_MS` override the settings of every program. A value that
+//! cannot be used is an error that names it.
 
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
@@ -60,7 +62,7 @@ pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
     Runtime, Shard, buf, doctor, driver_info, metrics, on_each_shard, shutdown, signal, spawn,
-    task, time,
+    stall, task, time,
 };
 
 /// The pieces of the runtime, for crates that add operations or socket types.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 6] = [
     &["sys", "sync", "cpus", "config", "contain", "fork", "ticks", "board", "trace"],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
-    &["driver", "error"],
+    &["driver", "error", "stall"],
     &["shard", "crew", "resident", "meter"],
     &[
         "op",

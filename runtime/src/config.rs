@@ -101,6 +101,9 @@ pub(crate) struct Config {
     /// runtime is silent.
     pub(crate) spin: Duration,
 
+    /// How long something may hold a shard before that is reported. Zero: nobody looks.
+    pub(crate) stall: Duration,
+
     /// The most that the end of a runtime waits for unsent bytes to leave and for the kernel to
     /// give back what it was lent. What is not back by then is leaked, never freed.
     pub(crate) drain_timeout: Duration,
@@ -190,6 +193,7 @@ impl Default for Config {
             event_interval: 64,
             task_budget: 128,
             spin: Duration::ZERO,
+            stall: Duration::ZERO,
             drain_timeout: Duration::from_secs(1),
             start_paused: false,
         }
@@ -214,16 +218,24 @@ const RECV_POOL_BUFFER_ALIGN: u32 = 64;
 const EVENT_INTERVAL: RangeInclusive<u32> = 1..=65_536;
 /// In microseconds. A whole second of spinning is a way to burn a processor, not to save a wake.
 const SPIN_US: RangeInclusive<u64> = 0..=1_000_000;
+/// In milliseconds; 0 is off. Less is what a busy machine does to every thread, and whatever holds
+/// a shard for a minute has been noticed long before.
+const STALL_MS: RangeInclusive<u64> = 0..=60_000;
 
 /// What the environment may say, each by the name of its variable.
-pub(crate) const VARIABLES: [&str; 4] =
-    ["ANNULUS_DRIVER", "ANNULUS_SHARDS", "ANNULUS_RING_ENTRIES", "ANNULUS_SPIN_US"];
+pub(crate) const VARIABLES: [&str; 5] = [
+    "ANNULUS_DRIVER",
+    "ANNULUS_SHARDS",
+    "ANNULUS_RING_ENTRIES",
+    "ANNULUS_SPIN_US",
+    "ANNULUS_STALL_MS",
+];
 
 impl Config {
     /// This configuration with the environment of the process over it, checked.
     ///
-    /// `ANNULUS_DRIVER`, `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES` and `ANNULUS_SPIN_US` win over
-    /// the builder: who runs a program knows its machine, who wrote it does not.
+    /// The [`VARIABLES`] win over the builder: who runs a program knows its machine, who wrote it
+    /// does not.
     pub(crate) fn with_environment(self) -> Result<Self, ConfigError> {
         self.with_variables(|name| std::env::var_os(name))
     }
@@ -250,6 +262,9 @@ impl Config {
         if let Some(variable) = read("ANNULUS_SPIN_US") {
             self.spin = Duration::from_micros(variable.whole_number(SPIN_US)?);
         }
+        if let Some(variable) = read("ANNULUS_STALL_MS") {
+            self.stall = Duration::from_millis(variable.whole_number(STALL_MS)?);
+        }
         self.checked()
     }
 
@@ -269,6 +284,12 @@ impl Config {
         if !SPIN_US.contains(&u64::try_from(self.spin.as_micros()).unwrap_or(u64::MAX)) {
             let expected = format!("at most {:?}", Duration::from_micros(*SPIN_US.end()));
             return Err(ConfigError::new(format!("Builder::spin({:?})", self.spin), expected));
+        }
+        let stall_max = Duration::from_millis(*STALL_MS.end());
+        let is_brief = !self.stall.is_zero() && self.stall < Duration::from_millis(1);
+        if is_brief || self.stall > stall_max {
+            let expected = format!("zero, or 1ms to {stall_max:?}");
+            return Err(ConfigError::new(format!("Builder::stall({:?})", self.stall), expected));
         }
         if !RECV_POOL_BUFFERS.contains(&self.recv_pool_buffers)
             || !RECV_POOL_BUFFER_BYTES.contains(&self.recv_pool_buffer_bytes)
@@ -416,6 +437,7 @@ mod tests {
             "ANNULUS_DRIVER" => Some("epoll".into()),
             "ANNULUS_RING_ENTRIES" => Some("512".into()),
             "ANNULUS_SPIN_US" => Some("50".into()),
+            "ANNULUS_STALL_MS" => Some("250".into()),
             _ => None,
         });
         let found = found.unwrap();
@@ -423,6 +445,10 @@ mod tests {
         assert_eq!(found.event_interval, 3);
         assert_eq!(found.ring_entries, 512);
         assert_eq!(found.spin, Duration::from_micros(50));
+        assert_eq!(found.stall, Duration::from_millis(250));
+        let off = Config { stall: Duration::from_secs(1), ..Config::default() };
+        let off = off.with_variables(|it| (it == "ANNULUS_STALL_MS").then(|| "0".into()));
+        assert_eq!(off.unwrap().stall, Duration::ZERO);
     }
 
     #[test]
@@ -437,6 +463,8 @@ mod tests {
             ("ANNULUS_RING_ENTRIES", "99999999999999999999", "a whole number from 1 to 32768"),
             ("ANNULUS_SPIN_US", "-1", "a whole number from 0 to 1000000"),
             ("ANNULUS_SPIN_US", "10us", "a whole number from 0 to 1000000"),
+            ("ANNULUS_STALL_MS", "60001", "a whole number from 0 to 60000"),
+            ("ANNULUS_STALL_MS", "1.5", "a whole number from 0 to 60000"),
         ];
         for (name, value, expected) in cases {
             let text = with(&[(name, value)]).unwrap_err().to_string();
@@ -464,6 +492,10 @@ mod tests {
         assert!(interval.starts_with("Builder::event_interval(0)"), "{interval}");
         let spin = refusal(Config { spin: Duration::MAX, ..Config::default() });
         assert!(spin.ends_with("expected at most 1s"), "{spin}");
+        for limit in [Duration::from_nanos(999_999), Duration::from_millis(60_001)] {
+            let stall = refusal(Config { stall: limit, ..Config::default() });
+            assert!(stall.ends_with("expected zero, or 1ms to 60s"), "{stall}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::error::BuildError;
 use crate::executor::{Hooks, Mailbox, SharedMailbox};
 use crate::fork::NO_RUNTIME_SURVIVES;
 use crate::shard::{self, Shard};
+use crate::stall::OnStall;
 
 /// What a shard may take to end beyond the two waits that its `close` allows itself.
 const END_SLACK: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ const END_SLACK: Duration = Duration::from_secs(1);
 pub(crate) struct Crew {
     config: Config,
     hooks: Hooks,
+    /// Whom to tell of a stall. None: those who read the standard error.
+    on_stall: Option<OnStall>,
     /// Of the first shard.
     first: SharedMailbox,
     seats: OnceLock<Seats>,
@@ -47,10 +50,11 @@ enum Seat {
 
 impl Crew {
     /// A crew of which this thread is to be the first.
-    pub(crate) fn new(config: Config, hooks: Hooks) -> Arc<Crew> {
+    pub(crate) fn new(config: Config, hooks: Hooks, on_stall: Option<OnStall>) -> Arc<Crew> {
         Arc::new(Crew {
             config,
             hooks,
+            on_stall,
             first: Mailbox::new(),
             seats: OnceLock::new(),
             closed: Mutex::new(false),
@@ -66,6 +70,10 @@ impl Crew {
     /// Who is told of the tasks of each shard.
     pub(crate) fn hooks(&self) -> &Hooks {
         &self.hooks
+    }
+
+    pub(crate) fn on_stall(&self) -> Option<OnStall> {
+        self.on_stall.clone()
     }
 
     /// False in a forked child. It has none of the threads, and waits for none of the locks.

@@ -4,8 +4,8 @@
 //! further operations or socket types: [`io`] holds the pieces.
 //!
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
-//! `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`;
-//! `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`, `receive`,
+//! `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`,
+//! `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`, `receive`,
 //! `datagrams`, `task`, `time`, `blocking`, `shards`, `runtime`, `metrics`, `io`, `signal`,
 //! `shutdown`; `doctor`.
 
@@ -45,6 +45,7 @@ pub mod io;
 pub mod metrics;
 pub mod shutdown;
 pub mod signal;
+pub mod stall;
 pub mod task;
 pub mod time;
 

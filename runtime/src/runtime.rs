@@ -12,6 +12,7 @@ use crate::error::BuildError;
 use crate::executor::{Hooks, TaskInfo};
 use crate::shard;
 use crate::shards::Shard;
+use crate::stall::{OnStall, Stall};
 use crate::trace::TaskSpan;
 
 /// A runtime: the shard of the thread that made it, and further ones as soon as they are addressed
@@ -73,7 +74,7 @@ impl Runtime {
 
     /// Settings for a runtime.
     pub fn builder() -> Builder {
-        Builder { config: Config::default(), hooks: Hooks::default() }
+        Builder { config: Config::default(), hooks: Hooks::default(), on_stall: None }
     }
 
     /// Runs a future on this thread until it is ready, and everything it spawns meanwhile.
@@ -177,7 +178,7 @@ pub fn driver_info() -> DriverInfo {
 ///
 /// The environment overrides them, for every program built on this crate:
 /// `ANNULUS_DRIVER` (`auto`, `uring`, `epoll`), `ANNULUS_SHARDS`, `ANNULUS_RING_ENTRIES`,
-/// `ANNULUS_SPIN_US`.
+/// `ANNULUS_SPIN_US`, `ANNULUS_STALL_MS`.
 ///
 /// # Examples
 ///
@@ -195,6 +196,7 @@ pub fn driver_info() -> DriverInfo {
 pub struct Builder {
     config: Config,
     hooks: Hooks,
+    on_stall: Option<OnStall>,
 }
 
 impl Builder {
@@ -320,6 +322,51 @@ impl Builder {
         self
     }
 
+    /// Reports what holds a shard for this long without yielding, 1 ms to a minute. Default: zero,
+    /// which looks at nothing and costs nothing.
+    ///
+    /// A report names the task, where it was spawned and for how long it has held its shard, and
+    /// has a backtrace of the thread. It is printed on standard error, unless
+    /// [`on_stall`](Builder::on_stall) takes it: when the limit is reached (found up to half of it
+    /// later), again whenever the time has doubled, and at most five times in ten seconds for each
+    /// shard. With the feature `backtrace` the functions have their names; without, there is the
+    /// `addr2line` command that finds them.
+    ///
+    /// The time is that of the clock: a thread that waits for a processor holds its shard as well.
+    /// A process that is stopped as a whole, as by SIGSTOP, is not stalled. Paused clocks
+    /// ([`time::pause`](crate::time::pause)) change nothing here.
+    ///
+    /// With a limit each poll costs some nanoseconds, and a thread of the process wakes four times
+    /// in the limit. It asks a stalled thread for its backtrace by SIGURG, for which the first such
+    /// runtime of a process installs a handler; one that was there before gets the signals that
+    /// are others'. Calls of C libraries that a signal ends with EINTR, such as `nanosleep` and
+    /// `poll`, may then end early in a task that stalls. A thread that blocks SIGURG is reported
+    /// without a backtrace.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// let builder = annulus_runtime::Runtime::builder().stall(Duration::from_millis(100));
+    /// let runtime = builder.build()?;
+    /// runtime.block_on(async { /* what holds the thread for longer is told on stderr */ });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stall(mut self, limit: Duration) -> Builder {
+        self.config.stall = limit;
+        self
+    }
+
+    /// Who is told of a [`stall`](Builder::stall), instead of standard error.
+    ///
+    /// It is called on a thread that watches all runtimes of the process and waits meanwhile; what
+    /// it panics with is lost. See [`Stall`] for an example.
+    pub fn on_stall(mut self, tell: Arc<dyn Fn(&Stall) + Send + Sync>) -> Builder {
+        self.on_stall = Some(OnStall(tell));
+        self
+    }
+
     /// Starts with the clock paused, for tests: see [`time::pause`](crate::time::pause).
     pub fn start_paused(mut self, paused: bool) -> Builder {
         self.config.start_paused = paused;
@@ -333,7 +380,8 @@ impl Builder {
     /// A setting, or a variable of the environment, that cannot be used; a refusal of io_uring if
     /// it was asked for by name, with the cause and the remedy; no descriptor or memory left.
     pub fn build(self) -> Result<Runtime, BuildError> {
-        let crew = Crew::new(self.config.with_environment()?, self.hooks);
+        let config = self.config.with_environment()?;
+        let crew = Crew::new(config, self.hooks, self.on_stall);
         let mailbox = crew.mailbox(0);
         Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
     }

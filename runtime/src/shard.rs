@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -25,6 +26,7 @@ use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardI
 use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::meter::Meter;
 use crate::resident::Residents;
+use crate::stall::{RestAtEnd, Watch, Watched};
 use crate::sync::Arc;
 use crate::sys::EventFd;
 use crate::timers::{self, Clock, Timers};
@@ -51,6 +53,8 @@ pub(crate) struct Shard {
     pub(crate) spare: Rc<Spare>,
     pub(crate) meter: Meter,
     mailbox: Arc<Mailbox>,
+    /// Where stalls are looked for.
+    watch: Option<Watch>,
     root_woken: Cell<bool>,
     /// A shard with a thread of its own was told to end.
     ending: Cell<bool>,
@@ -74,6 +78,8 @@ impl Shard {
         let (driver, driver_info) = Driver::choose(&config, bell.raw_fd(), &spare)?;
         mailbox.hang_bell(bell);
         let id = mailbox.shard();
+        let watch = Watch::this_thread(index, id, config.stall, crew.on_stall())
+            .map_err(|error| BuildError::Io("looking for stalls", error))?;
         let meter = Meter::new(index, driver_info.driver());
         let shard = Rc::new(Shard {
             id,
@@ -85,6 +91,7 @@ impl Shard {
             residents: Residents::default(),
             spare,
             meter,
+            watch,
             root_woken: Cell::new(false),
             ending: Cell::new(false),
             crew,
@@ -102,6 +109,7 @@ impl Shard {
     }
 
     /// Runs a future, and everything spawned meanwhile, until the future is ready.
+    #[track_caller]
     pub(crate) fn block_on<F: Future>(self: &Rc<Self>, future: F) -> F::Output {
         assert!(
             try_current().is_none(),
@@ -115,11 +123,16 @@ impl Shard {
         let waker = root.waker();
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
+        let place = Location::caller();
+        let _rest = RestAtEnd(self.watch.as_ref());
         // What was sent here while no future ran, such as bytes given back, comes first.
         self.executor.take_mail(MAIL_PER_TURN_MAX);
         let mut woken = true;
         loop {
             if woken {
+                if let Some(watch) = &self.watch {
+                    watch.root::<F>(place);
+                }
                 let poll = self.poll_root(future.as_mut(), &mut cx);
                 if let Poll::Ready(output) = poll {
                     // A child that was forked in there goes on with the output. What is to be
@@ -168,12 +181,7 @@ impl Shard {
 
     /// One round of the loop. True if the root future was woken.
     fn turn(&self, root: &RootWaker) -> bool {
-        self.run_tasks();
-        self.check_process();
-        let mail = self.executor.take_mail(MAIL_PER_TURN_MAX);
-        self.residents.write_out();
-        self.meter.count_turn(mail);
-        self.publish();
+        self.work_off();
         let wait = if self.has_ready(root) { Wait::No } else { self.idle(root) };
         self.enter(wait);
         self.mailbox.awake();
@@ -182,10 +190,28 @@ impl Shard {
         self.root_woken.take()
     }
 
+    /// The part of a turn that runs tasks and other code of the program.
+    fn work_off(&self) {
+        let _rest = RestAtEnd(self.watch.as_ref());
+        if let Some(watch) = &self.watch {
+            watch.upkeep();
+        }
+        self.run_tasks();
+        self.check_process();
+        let mail = self.executor.take_mail(MAIL_PER_TURN_MAX);
+        self.residents.write_out();
+        self.meter.count_turn(mail);
+        self.publish();
+    }
+
     fn run_tasks(&self) {
         if self.executor.has_ready() {
             self.meter.begin_run();
-            self.executor.run(self.config.event_interval, self);
+            let polls = self.config.event_interval;
+            match &self.watch {
+                None => self.executor.run(polls, self),
+                Some(watch) => self.executor.run(polls, &Watched { observer: self, watch }),
+            };
             self.meter.end_run();
         }
     }
@@ -524,7 +550,7 @@ mod tests {
     #[test]
     fn a_forked_child_sends_its_parent_no_mail_and_waits_for_no_lock_of_its_parents() {
         let make = || {
-            let crew = Crew::new(Config::default(), executor::Hooks::default());
+            let crew = Crew::new(Config::default(), executor::Hooks::default(), None);
             let mailbox = crew.mailbox(0);
             Shard::new(crew, 0, mailbox).unwrap()
         };

@@ -29,6 +29,17 @@ pub struct TaskId {
     index: u32,
 }
 
+impl TaskId {
+    pub(crate) fn new(shard: ShardId, index: u32) -> TaskId {
+        TaskId { shard, index }
+    }
+
+    /// Tells it from the others of its shard.
+    pub(crate) fn index(self) -> u32 {
+        self.index
+    }
+}
+
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.shard.number(), self.index)
