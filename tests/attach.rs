@@ -39,10 +39,14 @@ each_driver! {
         let again = process.shards().unwrap();
         assert!(again[1].metrics.parked > shards[1].metrics.parked);
         assert!(again[1].metrics.turns - shards[1].metrics.turns <= 2, "{again:?}");
-        child.kill();
+        // One that nobody has waited for is no more alive.
+        child.signal(libc::SIGKILL);
+        eventually_blocking("its end", || process.shards().is_err());
         let error = process.shards().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().ends_with("has ended"), "{error}");
+        child.kill();
+        assert_eq!(process.shards().unwrap_err().to_string(), error.to_string());
     }
 
     #[alone]

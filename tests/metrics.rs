@@ -186,10 +186,11 @@ each_driver! {
         settle().await;
         let (before, cpu, start) = (metrics(), thread_cpu(), Instant::now());
         let block = [7; 4096];
-        while start.elapsed() < NAP {
-            // It goes out with the turn.
-            stream.write_all(&block).await.unwrap();
-            yield_now().await;
+        while start.elapsed() < 3 * NAP {
+            // They go out together, with the call that waits for the timer.
+            for _ in 0..15 {
+                stream.write_all(&block).await.unwrap();
+            }
             sleep(Duration::from_micros(50)).await;
         }
         let (busy, cpu) = (metrics().busy - before.busy, thread_cpu() - cpu);

@@ -193,9 +193,7 @@ impl Meter {
 
     /// The shard is no more. What it did stays to be read.
     pub(crate) fn end(&self) {
-        if self.process.is_current() {
-            self.board.end();
-        }
+        self.board.end();
     }
 
     /// Copies what others count.
@@ -262,5 +260,26 @@ mod tests {
         assert_eq!((after.turns, after.polls), (before.turns, before.polls));
         runtime.block_on(async {});
         assert_eq!(theirs.read().polls, before.polls + 1);
+    }
+
+    #[test]
+    fn a_child_that_leaves_the_loop_does_not_park_its_parent() {
+        let runtime = Runtime::new().unwrap();
+        let pid = runtime.block_on(async {
+            // SAFETY: the child leaves `block_on` and ends.
+            let pid = unsafe { libc::fork() };
+            let mut status = 0;
+            if pid != 0 {
+                // SAFETY: the pointer is to an integer, which the call fills.
+                unsafe { libc::waitpid(pid, &raw mut status, 0) };
+                assert_eq!(board().get(Word::Parked) & 1, 0, "the parent is at work");
+            }
+            assert_eq!(status, 0);
+            pid
+        });
+        if pid == 0 {
+            // SAFETY: the call ends the process, and runs nothing of it.
+            unsafe { libc::_exit(0) };
+        }
     }
 }
