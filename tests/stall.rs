@@ -35,9 +35,13 @@ fn watched(driver: Driver, limit: Duration) -> (Runtime, Receiver<Stall>) {
 /// Holds its thread until that is reported, and its function is in the report.
 #[inline(never)]
 fn blocks_right_here(reports: &Receiver<Stall>) -> Stall {
-    let stall = black_box(reports.recv().expect("a report"));
-    black_box(&stall);
-    stall
+    loop {
+        let stall = black_box(reports.recv().expect("a report"));
+        // On a busy machine a thread may not get to answer in time. The next report asks again.
+        if !stall.frames_missing.as_ref().is_some_and(|why| why.contains("does not answer")) {
+            return black_box(stall);
+        }
+    }
 }
 
 /// The functions of a report: by their names if it has them, else as `addr2line` finds them. None
@@ -135,6 +139,8 @@ each_driver! {
                 std::future::pending::<()>().await;
             });
             task::yield_now().await;
+            // Polled before it in the same turn, and not to be blamed.
+            drop(spawn(async {}));
             task.abort();
             assert!(task.await.unwrap_err().is_cancelled());
         });
@@ -201,7 +207,7 @@ each_driver! {
             spawn(async move {
                 let mut held = Duration::ZERO;
                 for _ in 0..5 {
-                    let stall = blocks_right_here(&reports);
+                    let stall = reports.recv().unwrap();
                     assert!(stall.held >= 2 * held, "{stall}");
                     held = stall.held;
                 }
@@ -273,7 +279,7 @@ each_driver! {
         let before = block_urgent();
         let stall = runtime.block_on(async {
             let task = task::Builder::new().name("deaf");
-            task.spawn(async move { blocks_right_here(&reports) }).await.unwrap()
+            task.spawn(async move { reports.recv().unwrap() }).await.unwrap()
         });
         set_mask(&before);
         assert!(stall.frames.is_empty());
@@ -327,11 +333,12 @@ each_driver! {
         assert_none_but_the_next(&runtime, reports);
     }
 
+    #[deadline_s(60)]
     fn a_process_that_is_stopped_is_not_stalled(driver: Driver) {
         in_own_process("a_process_that_is_stopped_is_not_stalled", driver, || {
-            let limit = Duration::from_secs(1);
+            let limit = Duration::from_secs(3);
             let (runtime, reports) = watched(driver, limit);
-            runtime.block_on(async { spawn(async { is_stopped_for_seconds(3) }).await.unwrap() });
+            runtime.block_on(async { spawn(async { is_stopped_for_seconds(4) }).await.unwrap() });
             assert_none_but_the_next(&runtime, reports);
         });
     }
@@ -397,15 +404,17 @@ fn busy_with_memory(which: usize) {
     }
 }
 
-/// Has the whole process stopped meanwhile, and goes on when it has seen that.
+/// Is held for a while, has the whole process stopped, and is held for a while again, so that the
+/// watchdog looks before and after.
 fn is_stopped_for_seconds(seconds: u64) {
     let pid = std::process::id();
-    let script = format!("kill -STOP {pid}; sleep {seconds}; kill -CONT {pid}");
+    let script = format!("sleep 0.5; kill -STOP {pid}; sleep {seconds}; kill -CONT {pid}");
     let gap = Duration::from_millis(seconds * 500);
     // The stop may come as early as in the call that starts the other process.
     let last = Cell::new(Instant::now());
     let mut stopper = Command::new("sh").args(["-c", &script]).spawn().unwrap();
     while last.replace(Instant::now()).elapsed() < gap {}
+    while last.get().elapsed() < Duration::from_millis(300) {}
     stopper.wait().unwrap();
 }
 
