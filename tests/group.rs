@@ -14,8 +14,8 @@ use annulus::net::{ListenOptions, ListenerGroup, Placement, TcpListener, TcpStre
 use annulus::{Driver, JoinHandle, Runtime, Shard, ShutdownToken, spawn};
 
 use common::each_driver;
-use common::peer::peer;
-use common::process::{in_own_process, leave_descriptors};
+use common::peer::{PATIENCE, peer};
+use common::process::{IO_URING_ENTER, in_own_process, leave_descriptors, refuse_here};
 
 mod common;
 
@@ -45,6 +45,32 @@ impl Client {
         assert_eq!(self.socket.read(&mut [0]).unwrap(), 0);
     }
 }
+
+/// Connects until it is refused. Whoever gets in is served or told of the end: nobody is forgotten.
+fn storm(address: SocketAddr, served: &AtomicUsize) {
+    loop {
+        let mut socket = match std::net::TcpStream::connect(address) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+            Err(_reset) => continue,
+        };
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The kernel forgets a client whose handshake ends while the listener closes, whoever
+        // closes it (seen on 6.18 with plain sockets): it is told when it sends something.
+        let mut text = Vec::new();
+        match socket.write_all(b"x").and_then(|()| socket.read_to_end(&mut text)) {
+            Ok(count) => drop(served.fetch_add(count, Ordering::Relaxed)),
+            Err(error) => {
+                let told = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+                assert!(told.contains(&error.kind()), "{error}");
+            }
+        }
+    }
+}
+
+/// What a shard waits by: `epoll_wait`, `epoll_pwait`, `epoll_pwait2` and `io_uring_enter`.
+const WAITING: [(u32, i32); 4] =
+    [(232, libc::EACCES), (281, libc::EACCES), (441, libc::EACCES), (IO_URING_ENTER, libc::EACCES)];
 
 /// Says which shard it is, and echoes.
 async fn introduce_and_echo(mut stream: TcpStream) -> io::Result<()> {
@@ -189,6 +215,9 @@ each_driver! {
             let options = ListenOptions::new().reuse_port(true);
             let group = ListenerGroup::bind_with("127.0.0.1:0", options).unwrap();
             drop(ListenerGroup::bind_with(group.local_addr(), options).unwrap());
+            // The kernel asks the newcomer alone, once the group shares the port among its own.
+            let group = ListenerGroup::bind("127.0.0.1:0").unwrap();
+            drop(TcpListener::bind_with(group.local_addr(), options).await.unwrap());
         });
     }
 
@@ -404,6 +433,122 @@ each_driver! {
             });
             group.serve(async |stream, _| introduce_and_echo(stream).await).await.unwrap();
             clients.await;
+        });
+    }
+
+    fn a_full_backlog_is_served_when_the_end_is_asked_for(driver: Driver) {
+        const CLIENTS: usize = 1025;
+        let runtime = Runtime::builder().driver(driver).shards(1).build().unwrap();
+        runtime.block_on(async {
+            let token = ShutdownToken::new();
+            let group = ListenerGroup::bind("127.0.0.1:0").unwrap();
+            let address = group.local_addr();
+            let group = group.with_shutdown(token.clone(), Duration::from_secs(3600));
+            // As many as the kernel takes by the limit that is named.
+            let connect = |_| std::net::TcpStream::connect(address).unwrap();
+            let mut clients: Vec<_> = (0..CLIENTS).map(connect).collect();
+            token.shutdown();
+            let serving = spawn(group.serve(async |mut stream: TcpStream, _| {
+                stream.write_all(b"x").await
+            }));
+            peer(move || {
+                let served = clients.iter_mut().filter_map(|it| it.read_exact(&mut [0]).ok());
+                assert_eq!(served.count(), CLIENTS);
+            })
+            .await;
+            serving.await.unwrap().unwrap();
+        });
+    }
+
+    fn a_grace_time_without_end_is_one(driver: Driver) {
+        runtime(driver).block_on(async {
+            let token = ShutdownToken::new();
+            let group = ListenerGroup::bind("127.0.0.1:0").unwrap();
+            let address = group.local_addr();
+            let group = group.with_shutdown(token.clone(), Duration::MAX);
+            let serving = spawn(group.serve(async |stream, _| introduce_and_echo(stream).await));
+            let client = peer(move || Client::connect(address)).await;
+            token.shutdown();
+            peer(move || client.leave()).await;
+            serving.await.unwrap().unwrap();
+        });
+    }
+
+    #[deadline_s(120)]
+    fn who_connects_while_serving_ends_is_served_or_told(driver: Driver) {
+        for (round, placement) in
+            [Placement::ReusePort, Placement::LeastConnections, Placement::RoundRobin]
+                .into_iter()
+                .cycle()
+                .take(30)
+                .enumerate()
+        {
+            runtime(driver).block_on(async {
+                let token = ShutdownToken::new();
+                let group = ListenerGroup::bind("127.0.0.1:0").unwrap().placement(placement);
+                let address = group.local_addr();
+                let group = group.with_shutdown(token.clone(), Duration::from_secs(3600));
+                let serving = spawn(group.serve(async |mut stream: TcpStream, _| {
+                    stream.read_exact(&mut [0]).await?;
+                    stream.write_all(b"x").await
+                }));
+                let served = Arc::new(AtomicUsize::new(0));
+                let storms: Vec<_> = (0..4)
+                    .map(|_| {
+                        let served = Arc::clone(&served);
+                        peer(move || storm(address, &served))
+                    })
+                    .collect();
+                while served.load(Ordering::Relaxed) < 20 {
+                    annulus::task::yield_now().await;
+                }
+                match round % 3 {
+                    0 => serving.abort(),
+                    1 => token.shutdown(),
+                    _ => token.shutdown_now(),
+                }
+                for storm in storms {
+                    storm.await;
+                }
+                // Nothing is left that keeps it: all connections have had their end.
+                match serving.await {
+                    Ok(outcome) => outcome.unwrap(),
+                    Err(error) => assert!(error.is_cancelled() && round % 3 == 0, "{error}"),
+                }
+            });
+        }
+    }
+
+    fn a_shard_that_fails_ends_serving_with_its_reason(driver: Driver) {
+        let name = "a_shard_that_fails_ends_serving_with_its_reason";
+        in_own_process(name, driver, || {
+            runtime(driver).block_on(async {
+                let group = ListenerGroup::bind("127.0.0.1:0").unwrap();
+                let address = group.local_addr();
+                let group = group.placement(Placement::RoundRobin);
+                let serving =
+                    spawn(group.serve(async |stream, _| introduce_and_echo(stream).await));
+                let clients: Vec<_> =
+                    peer(move || (0..8).map(|_| Client::connect(address)).collect()).await;
+                let shards = Shard::all();
+                drop(shards[2].spawn_with(|| async { refuse_here(&WAITING) }));
+                let error = serving.await.unwrap().unwrap_err();
+                assert!(error.to_string().contains("shard 2 has failed"), "{error}");
+                // On the ring the accept of the failed shard cannot be ended, and keeps the port.
+                while driver == Driver::Epoll && ListenerGroup::bind(address).is_err() {
+                    annulus::task::yield_now().await;
+                }
+                // Those of the others go on, and the shard is started anew.
+                peer(move || {
+                    for mut client in clients.into_iter().filter(|client| client.shard != 2) {
+                        client.socket.write_all(b"x").unwrap();
+                        client.socket.read_exact(&mut [0]).unwrap();
+                        client.leave();
+                    }
+                })
+                .await;
+                assert_eq!(shards[2].spawn_with(|| async { 7 }).await.unwrap(), 7);
+            });
         });
     }
 

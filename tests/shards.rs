@@ -295,6 +295,59 @@ each_driver! {
         assert!(notice_is_right || in_role(), "{notice}");
     }
 
+    #[deadline_s(120)]
+    fn each_handle_gets_an_answer_though_the_runtime_ends_meanwhile(driver: Driver) {
+        /// Sends more when it goes, to whatever is left: what a lock that is held would block.
+        struct Bomb(Vec<Shard>, Arc<AtomicU64>);
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                self.0.iter().for_each(|shard| drop(shard.spawn_with(|| async {})));
+                self.1.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let alive = Arc::new(AtomicU64::new(0));
+        let mut answers = [0_u64; 2];
+        for round in 0..60_u64 {
+            let runtime = runtime(driver, 3);
+            let over = Arc::new(AtomicBool::new(false));
+            let senders: Vec<_> = (0..3)
+                .map(|sender| {
+                    let (over, alive) = (Arc::clone(&over), Arc::clone(&alive));
+                    let shards = runtime.shards();
+                    thread::spawn(move || {
+                        let mut handles = Vec::new();
+                        while !over.load(Ordering::Relaxed) && handles.len() < 2000 {
+                            alive.fetch_add(1, Ordering::Relaxed);
+                            let bomb = Bomb(shards.clone(), Arc::clone(&alive));
+                            let to = &shards[(handles.len() + sender) % shards.len()];
+                            let ends = handles.len() % 3 != 0;
+                            handles.push(to.spawn_with(move || async move {
+                                let _bomb = bomb;
+                                if !ends {
+                                    std::future::pending::<()>().await;
+                                }
+                            }));
+                        }
+                        handles
+                    })
+                })
+                .collect();
+            runtime.block_on(sleep(Duration::from_micros(50 * round)));
+            drop(runtime);
+            over.store(true, Ordering::Relaxed);
+            // The watchdog ends this if one is never answered.
+            Runtime::builder().driver(driver).shards(1).build().unwrap().block_on(async {
+                for handle in senders.into_iter().flat_map(|it| it.join().unwrap()) {
+                    let answer = handle.await;
+                    answers[usize::from(answer.is_ok())] += 1;
+                    assert!(answer.map_or_else(|error| error.is_cancelled(), |()| true));
+                }
+            });
+        }
+        assert_eq!(alive.load(Ordering::Relaxed), 0, "captures were leaked, or dropped twice");
+        assert!(answers.iter().all(|&number| number > 0), "{answers:?}");
+    }
+
     fn shards_of_one_runtime_are_not_those_of_another(driver: Driver) {
         let one = runtime(driver, 2);
         let other = runtime(driver, 2);

@@ -192,7 +192,9 @@ impl Listening {
         let Some(mut accepting) = self.accepting.borrow_mut().take() else { return Vec::new() };
         accepting.stop_now();
         let mut waiting: Vec<_> = std::iter::from_fn(|| accepting.pop()).collect();
-        while waiting.len() < LIMITS.accept_queue_max {
+        // As many as can wait: here, and in the kernel, which takes one more than it was told.
+        let waiting_max = LIMITS.accept_queue_max + LIMITS.backlog as usize + 1;
+        while waiting.len() < waiting_max {
             match accept(self.fd.as_fd()) {
                 Ok(socket) => waiting.push(Ok(socket)),
                 Err(error) if is_a_clients(&error) && !is_blocked(&error) => {}

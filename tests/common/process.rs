@@ -416,6 +416,11 @@ pub(crate) fn refuse(command: &mut Command, calls: &[(u32, i32)]) {
     unsafe { command.pre_exec(move || filter.install()) };
 }
 
+/// Makes these system calls fail with these error numbers on this thread, for as long as it lives.
+pub(crate) fn refuse_here(calls: &[(u32, i32)]) {
+    Filter::refusing(calls).install().expect("install a filter on this thread");
+}
+
 /// Gives the child the rights of nobody and this much lockable memory.
 pub(crate) fn unprivileged(command: &mut Command, memlock_bytes: u64) {
     let root = is_root();

@@ -27,8 +27,14 @@ pub use placement::Placement;
 /// Accepts connections on every shard of the runtime, and has each served where there is room.
 ///
 /// Each shard has a socket of its own on the same address (`SO_REUSEPORT`), over which the kernel
-/// spreads the clients; [`Placement`] says which shard then serves a connection. Nobody else can
-/// listen on the address meanwhile: a second server started by mistake gets an error.
+/// spreads the clients; [`Placement`] says which shard then serves a connection. So a shard whose
+/// tasks compute for long accepts late, whatever the placement. Nobody else listens on the address
+/// by mistake: a second server gets an error, unless it asks for `SO_REUSEPORT` itself and runs as
+/// the same user.
+///
+/// A connection is the group's as long as its handler runs. One that the handler has moved to
+/// another shard ([`detach`](TcpStream::detach)), or given to a task that it spawned, is counted by
+/// no placement and waited for by no shutdown.
 ///
 /// # Examples
 ///
@@ -116,10 +122,12 @@ impl ListenerGroup {
 
     /// Has [`serve`](Self::serve) end when the token asks for it.
     ///
-    /// First no more connections are accepted: who connects now is refused. Those that are served
-    /// have so much time to finish; handlers that wait for a next request should look at the token
-    /// themselves. Then, or at once when the token is [forced](ShutdownToken::shutdown_now), the
-    /// handlers that are left are dropped and their connections closed.
+    /// First no more connections are accepted: who connects now is refused. (The kernel forgets a
+    /// client whose handshake ends just while a listener closes; it is told when it sends.) Those
+    /// that are served have so much time to finish; handlers that wait for a next request should
+    /// look at the token themselves. Then, or at once when the token is
+    /// [forced](ShutdownToken::shutdown_now), the handlers that are left are dropped and their
+    /// connections closed.
     pub fn with_shutdown(mut self, token: ShutdownToken, grace: Duration) -> ListenerGroup {
         self.shutdown = Some((token, grace));
         self
@@ -153,7 +161,8 @@ impl ListenerGroup {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it stops listening and frees the port. Connections that are served are served on.
+    /// Dropped, it stops listening and frees the port, which the other shards do when they hear of
+    /// it. Connections that are served are served on.
     pub async fn serve<F, R>(self, handler: F) -> io::Result<()>
     where
         F: AsyncFn(TcpStream, SocketAddr) -> R + Clone + Send + 'static,
@@ -206,7 +215,8 @@ impl ListenerGroup {
 
 /// The sockets of a group: all bound, then all listening.
 fn listen(address: SocketAddr, options: ListenOptions, shards: usize) -> io::Result<ListenerGroup> {
-    // The first shares the port only when it has it: nobody else does without being asked.
+    // The first shares the port only when it has it: a server that listens there by mistake, or
+    // this one when it was started twice, is found out.
     let first = options.bound(address)?;
     if shards > 1 {
         first.set_reuse_port(true)?;
