@@ -7,40 +7,24 @@
 //!
 //! `cargo bench --bench echo -- --help` lists the options.
 
-use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
-use std::{env, error::Error};
+use std::{env, io};
 
 mod support;
 
-use support::load::{self, Plan, Waiting};
+use support::children::{self, Answer, Failure, LOAD_ROLE, MEASURE_MARGIN, SERVER_ROLE, UNPINNED};
+use support::load::{self, Plan};
 use support::options::{Options, USAGE};
-use support::process::{self, Worker};
+use support::process;
 use support::report::{self, Sample, Series};
-use support::servers::{LISTENING, REFUSED, Server};
-
-/// The first argument of a child names its role.
-const SERVER_ROLE: &str = "server";
-const LOAD_ROLE: &str = "load";
-
-/// What the processor argument of a child says when it is not to be pinned.
-const UNPINNED: &str = "-";
-
-/// A server starts in milliseconds; this long, and it hangs.
-const START_LIMIT: Duration = Duration::from_secs(10);
-
-/// What a measurement may take beyond its warm-up and window.
-const MEASURE_MARGIN: Duration = Duration::from_secs(20);
-
-type Failure = Box<dyn Error>;
+use support::servers::Server;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let role = arguments.first().map(String::as_str);
     let result = match role {
         Some(SERVER_ROLE) => serve(&arguments[1..]),
-        Some(LOAD_ROLE) => generate(&arguments[1..]),
+        Some(LOAD_ROLE) => load::play(&arguments[1..]),
         _ if arguments.iter().any(|argument| argument == "--help") => {
             println!("{USAGE}");
             Ok(())
@@ -115,32 +99,25 @@ fn measure(
     options: &Options,
     places: &Places,
 ) -> Result<Outcome, Failure> {
-    let serving =
-        Worker::spawn(&[SERVER_ROLE.to_owned(), places.server.clone(), server.name().to_owned()])?;
-    let line = serving.line(START_LIMIT)?.ok_or(format!("{server} ended at its start"))?;
-    if let Some(reason) = line.strip_prefix(REFUSED) {
-        return Ok(Outcome::Refused(reason.to_owned()));
-    }
-    let address =
-        line.strip_prefix(LISTENING).ok_or(format!("{server} said {line:?} at its start"))?;
-
-    let loading = Worker::spawn(&[
-        LOAD_ROLE.to_owned(),
-        places.load.clone(),
-        address.to_owned(),
-        serving.id().to_string(),
-        connections.to_string(),
-        options.message_bytes.to_string(),
-        options.warm_up().as_nanos().to_string(),
-        options.window.as_nanos().to_string(),
-    ])?;
-    let line = loading
-        .line(options.warm_up() + options.window + MEASURE_MARGIN)
-        .map_err(|error| format!("{server}, {connections} connections: {error}"))?
-        .ok_or(format!("{server}, {connections} connections: no measurement"))?;
-    match line.strip_prefix(REFUSED) {
-        Some(reason) => Ok(Outcome::NoLoad(reason.to_owned())),
-        None => Ok(Outcome::Measured(line.parse()?)),
+    let serving = match children::start_server(&[places.server.clone(), server.name().to_owned()])?
+    {
+        Answer::Given(serving) => serving,
+        Answer::Refused(reason) => return Ok(Outcome::Refused(reason)),
+    };
+    let plan = Plan {
+        place: places.load.clone(),
+        servers: vec![serving.target()],
+        connections,
+        message_bytes: options.message_bytes,
+        warm_up: options.warm_up(),
+        window: options.window,
+    };
+    let limit = options.warm_up() + options.window + MEASURE_MARGIN;
+    let answer = children::answer(&plan.start()?, limit)
+        .map_err(|error| format!("{server}, {connections} connections: {error}"))?;
+    match answer {
+        Answer::Given(line) => Ok(Outcome::Measured(line.parse()?)),
+        Answer::Refused(reason) => Ok(Outcome::NoLoad(reason)),
     }
 }
 
@@ -173,51 +150,14 @@ impl Places {
     }
 }
 
-/// The role of a server: `CPU NAME`.
+/// The role of a server: `PLACE NAME`.
 fn serve(arguments: &[String]) -> Result<(), Failure> {
-    let [cpu, name] = arguments else { return Err("server CPU NAME".into()) };
-    take_place(cpu)?;
+    let [place, name] = arguments else { return Err("server PLACE NAME".into()) };
+    children::take_place(place)?;
     let server = Server::named(name).ok_or(format!("no server {name:?}"))?;
     // A server returns only if it could not start; later the parent kills it.
     if let Err(error) = server.serve() {
-        println!("{REFUSED}{}", one_line(&*error));
+        children::refuse(&*error);
     }
     Ok(())
-}
-
-/// The role of the load generator: `CPU ADDRESS PID CONNECTIONS BYTES WARM_UP_NS WINDOW_NS`.
-fn generate(arguments: &[String]) -> Result<(), Failure> {
-    let [cpu, address, server_pid, connections, message_bytes, warm_up_ns, window_ns] = arguments
-    else {
-        return Err("load CPU ADDRESS PID CONNECTIONS BYTES WARM_UP_NS WINDOW_NS".into());
-    };
-    take_place(cpu)?;
-    let connections = connections.parse()?;
-    let plan = Plan {
-        address: address.parse()?,
-        server_pid: server_pid.parse()?,
-        connections,
-        message_bytes: message_bytes.parse()?,
-        waiting: Waiting::choose(connections, cpu != UNPINNED),
-        warm_up: Duration::from_nanos(warm_up_ns.parse()?),
-        window: Duration::from_nanos(window_ns.parse()?),
-    };
-    match load::open(&plan) {
-        Ok((ring, echoes)) => println!("{}", load::run(&plan, ring, echoes)?),
-        Err(error) => println!("{REFUSED}{}", one_line(&error)),
-    }
-    Ok(())
-}
-
-fn take_place(cpu: &str) -> Result<(), Failure> {
-    process::end_with_parent();
-    if cpu != UNPINNED {
-        process::pin(cpu.parse()?)?;
-    }
-    Ok(())
-}
-
-/// What is told to the parent fits one line.
-fn one_line(error: &dyn Error) -> String {
-    error.to_string().lines().collect::<Vec<_>>().join(" ")
 }

@@ -12,8 +12,9 @@ use io_uring::types::{Fd, Fixed};
 use io_uring::{cqueue, opcode, squeue};
 use socket2::SockRef;
 
+use super::children::announce;
 use super::ring::{Buffers, Ring};
-use super::servers::{BUFFER_BYTES, announce};
+use super::servers::BUFFER_BYTES;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 8192;

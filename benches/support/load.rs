@@ -9,13 +9,14 @@ use std::hint::spin_loop;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
-use std::{io, mem};
+use std::{fmt, io, mem};
 
 use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode, squeue};
 
+use super::children::{self, Failure, LOAD_ROLE, UNPINNED};
 use super::histogram::Histogram;
-use super::process::{Clock, CpuReading, own_cpu_ns};
+use super::process::{Clock, CpuReading, Worker, own_cpu_ns};
 use super::report::Sample;
 use super::ring::{Buffers, Ring, leak};
 
@@ -47,7 +48,7 @@ const SPIN_GAP_MAX_NS: u64 = 10_000;
 
 /// How the generator waits for echoes.
 #[derive(Clone, Copy)]
-pub(crate) enum Waiting {
+enum Waiting {
     /// In the kernel, for so many of them.
     Sleep { want: usize },
     /// Watching the ring. With few connections the generator would sleep between any two messages,
@@ -57,7 +58,7 @@ pub(crate) enum Waiting {
 
 impl Waiting {
     /// A spinning generator needs a processor of its own.
-    pub(crate) fn choose(connections: u32, pinned: bool) -> Self {
+    fn choose(connections: u32, pinned: bool) -> Self {
         match (connections / CONNECTIONS_PER_WANT).min(WANT_MAX) {
             0 | 1 if pinned => Self::Spin,
             want => Self::Sleep { want: want.max(1) as usize },
@@ -67,17 +68,77 @@ impl Waiting {
 
 /// What to do; the parent passes it on the command line.
 pub(crate) struct Plan {
-    pub(crate) address: SocketAddr,
-    pub(crate) server_pid: u32,
+    pub(crate) place: String,
+    /// The connections go to them in turn.
+    pub(crate) servers: Vec<Target>,
     pub(crate) connections: u32,
     pub(crate) message_bytes: usize,
-    pub(crate) waiting: Waiting,
     pub(crate) warm_up: Duration,
     pub(crate) window: Duration,
 }
 
+/// A server process.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) pid: u32,
+    pub(crate) address: SocketAddr,
+}
+
+impl Target {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        let (pid, address) = text.split_once('@').ok_or("a server is PID@ADDRESS")?;
+        Ok(Self { pid: pid.parse()?, address: address.parse()? })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}@{}", self.pid, self.address)
+    }
+}
+
+impl Plan {
+    /// Starts a child that does it.
+    pub(crate) fn start(&self) -> io::Result<Worker> {
+        Worker::spawn(&[
+            LOAD_ROLE.to_owned(),
+            self.place.clone(),
+            self.servers.iter().map(Target::to_string).collect::<Vec<_>>().join(","),
+            self.connections.to_string(),
+            self.message_bytes.to_string(),
+            self.warm_up.as_nanos().to_string(),
+            self.window.as_nanos().to_string(),
+        ])
+    }
+
+    fn parse(arguments: &[String]) -> Result<Self, Failure> {
+        let [place, servers, connections, message_bytes, warm_up_ns, window_ns] = arguments else {
+            return Err("load PLACE SERVERS CONNECTIONS BYTES WARM_UP_NS WINDOW_NS".into());
+        };
+        Ok(Self {
+            place: place.clone(),
+            servers: servers.split(',').map(Target::parse).collect::<Result<_, _>>()?,
+            connections: connections.parse()?,
+            message_bytes: message_bytes.parse()?,
+            warm_up: Duration::from_nanos(warm_up_ns.parse()?),
+            window: Duration::from_nanos(window_ns.parse()?),
+        })
+    }
+}
+
+/// The role of the child: prints the sample.
+pub(crate) fn play(arguments: &[String]) -> Result<(), Failure> {
+    let plan = Plan::parse(arguments)?;
+    children::take_place(&plan.place)?;
+    match open(&plan) {
+        Ok((ring, echoes)) => println!("{}", run(&plan, ring, echoes)?),
+        Err(error) => children::refuse(&error),
+    }
+    Ok(())
+}
+
 /// Sets up what the kernel may refuse.
-pub(crate) fn open(plan: &Plan) -> io::Result<(Ring, Buffers)> {
+fn open(plan: &Plan) -> io::Result<(Ring, Buffers)> {
     let count = plan.connections;
     let ring = Ring::new(count.next_power_of_two(), (count * 4).next_power_of_two())?;
     ring.register_slots(count)?;
@@ -89,19 +150,20 @@ pub(crate) fn open(plan: &Plan) -> io::Result<(Ring, Buffers)> {
 }
 
 /// Connects, warms up, measures.
-pub(crate) fn run(plan: &Plan, ring: Ring, echoes: Buffers) -> io::Result<Sample> {
+fn run(plan: &Plan, ring: Ring, echoes: Buffers) -> io::Result<Sample> {
     let mut generator = Generator::connect(plan, ring, echoes)?;
     generator.run_until(plan.warm_up)?;
 
     generator.histogram.clear();
     let echoed_before = generator.echoed;
-    let server_before = CpuReading::of(plan.server_pid)?;
+    let pids: Vec<u32> = plan.servers.iter().map(|server| server.pid).collect();
+    let server_before = CpuReading::of_all(&pids)?;
     let load_before_ns = own_cpu_ns().saturating_sub(generator.spun_ns);
     let start_ns = generator.clock.now_ns();
     generator.run_until(Duration::from_nanos(start_ns) + plan.window)?;
     let window_ns = generator.clock.now_ns() - start_ns;
     let load_after_ns = own_cpu_ns().saturating_sub(generator.spun_ns);
-    let server = CpuReading::of(plan.server_pid)?.since(&server_before);
+    let server = CpuReading::of_all(&pids)?.since(&server_before);
 
     let histogram = &generator.histogram;
     Ok(Sample {
@@ -150,12 +212,12 @@ impl Generator {
             histogram: Histogram::new(),
             clock: Clock::start(),
             now_ns: 0,
-            waiting: plan.waiting,
+            waiting: Waiting::choose(plan.connections, plan.place != UNPINNED),
             spun_ns: 0,
             echoed: 0,
         };
-        for slot in 0..count {
-            let stream = TcpStream::connect(plan.address)?;
+        for (slot, server) in (0..count).zip(plan.servers.iter().cycle()) {
+            let stream = TcpStream::connect(server.address)?;
             stream.set_nodelay(true)?;
             generator.ring.register_slot(slot, stream.as_raw_fd())?;
             let connection =

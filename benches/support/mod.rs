@@ -1,5 +1,8 @@
-//! The parts of the echo benchmark: options, processes, servers, the load generator, the report.
+//! The parts of the benchmarks: options, processes, servers, the load generator, the report.
 
+#![allow(dead_code, reason = "each benchmark uses its own part of what is here")]
+
+pub(crate) mod children;
 pub(crate) mod floor_epoll;
 pub(crate) mod floor_ring;
 pub(crate) mod histogram;

@@ -1,4 +1,4 @@
-//! Processes: where they run, what they cost, and how the children of the benchmark are ended.
+//! Processes: where they run, what they cost, and how the children of a benchmark are ended.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader};
@@ -18,8 +18,9 @@ impl Worker {
     pub(crate) fn spawn(arguments: &[String]) -> io::Result<Self> {
         let mut child = Command::new(env::current_exe()?)
             .args(arguments)
-            // It would turn one row of the table into another.
+            // They would turn one row of the table into another.
             .env_remove("ANNULUS_DRIVER")
+            .env_remove("ANNULUS_SHARDS")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -78,15 +79,17 @@ pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
     Ok(cpus.filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
-/// Binds this thread, and those it starts from here on, to one processor.
-pub(crate) fn pin(cpu: usize) -> io::Result<()> {
+/// Binds this thread, and those it starts from here on, to these processors.
+pub(crate) fn pin(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: a cpu_set_t is a bit mask, for which all zeros is a value.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no cpu {cpu}")));
+    for &cpu in cpus {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no cpu {cpu}")));
+        }
+        // SAFETY: the number was just found to lie within the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
     }
-    // SAFETY: the number was just found to lie within the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the pointer and the size describe `set`, which outlives the call.
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })
 }
@@ -119,10 +122,18 @@ pub(crate) struct CpuTime {
     pub(crate) waited_ns: u64,
 }
 
-/// The processor times of another process's threads up to now.
+/// The processor times of the threads of other processes up to now.
 pub(crate) struct CpuReading(HashMap<String, CpuTime>);
 
 impl CpuReading {
+    pub(crate) fn of_all(pids: &[u32]) -> io::Result<Self> {
+        let mut all = HashMap::new();
+        for &pid in pids {
+            all.extend(Self::of(pid)?.0);
+        }
+        Ok(Self(all))
+    }
+
     /// Reads `/proc/PID/task/*/schedstat`: nanoseconds run, nanoseconds waited, time slices.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let mut threads = HashMap::new();

@@ -1,17 +1,12 @@
 //! The servers under measurement. The two runtimes run what a user would write, in the same shape.
 
-use std::error::Error;
-use std::net::SocketAddr;
 use std::{fmt, io};
 
+use super::children::{Failure, announce};
 use super::{floor_epoll, floor_ring};
 
 /// What every server reads into, per connection or per piece.
 pub(crate) const BUFFER_BYTES: usize = 4096;
-
-/// What a server prints before its address, or before the reason why it cannot start.
-pub(crate) const LISTENING: &str = "listening ";
-pub(crate) const REFUSED: &str = "refused ";
 
 /// A server by name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,7 +38,7 @@ impl Server {
     }
 
     /// Serves on a free port of 127.0.0.1, which it prints, until the process is killed.
-    pub(crate) fn serve(self) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn serve(self) -> Result<(), Failure> {
         match self {
             Self::AnnulusUring => annulus_echo(annulus::Driver::Uring),
             Self::AnnulusEpoll => annulus_echo(annulus::Driver::Epoll),
@@ -60,12 +55,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// Tells the parent where to connect.
-pub(crate) fn announce(address: SocketAddr) {
-    println!("{LISTENING}{address}");
-}
-
-fn annulus_echo(driver: annulus::Driver) -> Result<(), Box<dyn Error>> {
+fn annulus_echo(driver: annulus::Driver) -> Result<(), Failure> {
     let runtime = annulus::Runtime::builder().driver(driver).build()?;
     runtime.block_on(async {
         let listener = annulus::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -85,7 +75,7 @@ fn annulus_echo(driver: annulus::Driver) -> Result<(), Box<dyn Error>> {
     })
 }
 
-fn tokio_echo() -> Result<(), Box<dyn Error>> {
+fn tokio_echo() -> Result<(), Failure> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
