@@ -5,6 +5,7 @@
 pub(crate) mod children;
 pub(crate) mod floor_epoll;
 pub(crate) mod floor_ring;
+pub(crate) mod group;
 pub(crate) mod histogram;
 pub(crate) mod load;
 pub(crate) mod options;
@@ -12,3 +13,4 @@ pub(crate) mod process;
 pub(crate) mod report;
 pub(crate) mod ring;
 pub(crate) mod servers;
+pub(crate) mod short;

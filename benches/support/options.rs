@@ -18,7 +18,7 @@ cargo bench --bench echo -- [OPTIONS]
 /// More connections than this exhaust the ports of one loopback address.
 const CONNECTIONS_MAX: u32 = 16_000;
 const BYTES_MAX: usize = 16 << 20;
-const SECONDS_MAX: f64 = 3600.0;
+pub(crate) const SECONDS_MAX: f64 = 3600.0;
 
 pub(crate) struct Options {
     pub(crate) rounds: usize,
@@ -80,7 +80,7 @@ impl Options {
     }
 }
 
-fn number<T>(option: &str, text: &str, least: T, most: T) -> Result<T, String>
+pub(crate) fn number<T>(option: &str, text: &str, least: T, most: T) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {

@@ -28,7 +28,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    fn requests_per_second(&self) -> f64 {
+    pub(crate) fn requests_per_second(&self) -> f64 {
         self.requests as f64 * 1e9 / self.window_ns as f64
     }
 
@@ -41,7 +41,7 @@ impl Sample {
     }
 
     /// The share of the window in which the load generator worked.
-    fn load_busy(&self) -> f64 {
+    pub(crate) fn load_busy(&self) -> f64 {
         self.load_cpu_ns as f64 / self.window_ns as f64
     }
 
@@ -51,7 +51,7 @@ impl Sample {
     }
 
     /// The share of the window in which the server ran.
-    fn server_busy(&self) -> f64 {
+    pub(crate) fn server_busy(&self) -> f64 {
         self.server_cpu_ns as f64 / self.window_ns as f64
     }
 }
@@ -92,6 +92,41 @@ impl FromStr for Sample {
             p99_ns,
             p999_ns,
         })
+    }
+}
+
+/// What a measurement comes to when several took part in it: rates, and processors in use.
+#[derive(Clone, Copy)]
+pub(crate) struct Figures {
+    pub(crate) per_second: f64,
+    pub(crate) server_busy: f64,
+    pub(crate) load_busy: f64,
+}
+
+impl Figures {
+    pub(crate) fn server_us(&self) -> f64 {
+        self.server_busy * 1e6 / self.per_second
+    }
+}
+
+/// One line, by which a load hands the figures to its parent.
+impl fmt::Display for Figures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {} {}", self.per_second, self.server_busy, self.load_busy)
+    }
+}
+
+impl FromStr for Figures {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let numbers: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok(&[per_second, server_busy, load_busy]) => {
+                Ok(Self { per_second, server_busy, load_busy })
+            }
+            _ => Err(format!("the load said {line:?}")),
+        }
     }
 }
 
@@ -211,7 +246,7 @@ impl Series {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
