@@ -4,16 +4,12 @@
 //! At the first signal nobody is accepted any more, connections that wait for a next request end
 //! at once, and requests that have begun have so many seconds to finish. A second signal ends all.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::task::Poll;
 use std::time::Duration;
 
 use annulus::ShutdownToken;
 use annulus::net::{ListenerGroup, TcpStream};
-use annulus::shutdown::Waiting;
 use annulus::time::sleep;
 
 /// What a client may send without a line's end, before it is shown out.
@@ -57,7 +53,7 @@ async fn attend(mut stream: TcpStream, token: &ShutdownToken) -> io::Result<&'st
     let mut asked = token.requested();
     let mut received = Vec::new();
     loop {
-        let line = match unless(&mut asked, next_line(&mut stream, &mut received)).await {
+        let line = match asked.unless(next_line(&mut stream, &mut received)).await {
             Some(Ok(Some(line))) => line,
             Some(Ok(None)) => return Ok("has finished"),
             Some(Err(error)) => return Err(error),
@@ -68,17 +64,6 @@ async fn attend(mut stream: TcpStream, token: &ShutdownToken) -> io::Result<&'st
         sleep(Duration::from_millis(millis.unwrap_or(0))).await;
         stream.write_all(format!("{line}\n").as_bytes()).await?;
     }
-}
-
-/// What comes of the work, or `None` if it would have to wait when the end has been asked for.
-async fn unless<T>(asked: &mut Waiting, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    // The work first: a request that has come already is answered.
-    poll_fn(|cx| match work.as_mut().poll(cx) {
-        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-        Poll::Pending => Pin::new(&mut *asked).poll(cx).map(|()| None),
-    })
-    .await
 }
 
 /// Says how a connection has ended, also when its handler was dropped.

@@ -4,8 +4,8 @@
 //! level stands in its list. A waiter joins the list and then reads the level once more, a shutdown
 //! sets the level and then wakes the list: whichever comes first, nobody sleeps on.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::{fmt, io};
@@ -144,30 +144,21 @@ impl ShutdownToken {
     ///
     /// ```
     /// use annulus_runtime::shutdown::ShutdownToken;
-    /// use std::pin::pin;
-    /// use std::task::Poll;
     ///
     /// async fn serve(token: ShutdownToken, mut request: impl AsyncFnMut()) {
     ///     let mut requested = token.requested();
-    ///     loop {
-    ///         let mut served = pin!(request());
-    ///         // What `select!` does.
-    ///         let asked = std::future::poll_fn(|cx| {
-    ///             if Pin::new(&mut requested).poll(cx).is_ready() {
-    ///                 return Poll::Ready(true);
-    ///             }
-    ///             served.as_mut().poll(cx).map(|()| false)
-    ///         });
-    ///         if asked.await {
-    ///             return;
-    ///         }
-    ///     }
+    ///     while requested.unless(request()).await.is_some() {}
     /// }
-    /// # use std::pin::Pin;
     /// # fn main() -> std::io::Result<()> {
     /// # annulus_runtime::Runtime::new()?.block_on(async {
     /// # let (token, mut requests) = (ShutdownToken::new(), 0);
-    /// # let request = async || { requests += 1; if requests == 3 { token.shutdown() } };
+    /// # let request = async || {
+    /// #     requests += 1;
+    /// #     if requests == 3 {
+    /// #         token.shutdown();
+    /// #         std::future::pending().await
+    /// #     }
+    /// # };
     /// # serve(token.clone(), request).await;
     /// # assert_eq!(requests, 3);
     /// # });
@@ -244,6 +235,40 @@ pub struct Waiting {
     level: u8,
     /// Once it has waited: its place, and the waker that stands there.
     joined: Option<(WaiterKey, Waker)>,
+}
+
+impl Waiting {
+    /// Does the work, unless it would have to wait when the level has been reached: then it is
+    /// dropped, and the answer is `None`.
+    ///
+    /// The work comes first: a request that has arrived already is still answered.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use annulus_runtime::shutdown::ShutdownToken;
+    ///
+    /// # annulus_runtime::Runtime::new()?.block_on(async {
+    /// let token = ShutdownToken::new();
+    /// let mut requested = token.requested();
+    /// token.shutdown();
+    /// assert_eq!(requested.unless(async { 5 }).await, Some(5));
+    /// assert_eq!(requested.unless(std::future::pending::<i32>()).await, None);
+    /// # });
+    /// # Ok::<(), annulus_runtime::BuildError>(())
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// That of the work, which is dropped when this is, or when the level is reached.
+    pub async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => Pin::new(&mut *self).poll(cx).map(|()| None),
+        })
+        .await
+    }
 }
 
 impl Future for Waiting {

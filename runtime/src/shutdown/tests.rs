@@ -159,3 +159,30 @@ fn a_waker_may_use_the_token_that_wakes_it() {
     token.shutdown();
     assert!(token.is_forced());
 }
+
+#[test]
+fn work_goes_on_until_it_would_wait_behind_the_end() {
+    let (count, waker) = counted();
+    let mut cx = Context::from_waker(&waker);
+    let token = ShutdownToken::new();
+    let mut requested = token.requested();
+    let mut polls = 0;
+    let work = std::future::poll_fn(|cx| {
+        polls += 1;
+        if polls < 3 {
+            return Poll::Pending;
+        }
+        cx.waker().wake_by_ref();
+        Poll::Ready(polls)
+    });
+    let mut done = Box::pin(requested.unless(work));
+    assert_eq!(done.as_mut().poll(&mut cx), Poll::Pending);
+    assert_eq!(done.as_mut().poll(&mut cx), Poll::Pending);
+    token.shutdown();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1, "the end wakes who works");
+    // What is ready by now is done all the same.
+    assert_eq!(done.as_mut().poll(&mut cx), Poll::Ready(Some(3)));
+    drop(done);
+    let mut dropped = Box::pin(requested.unless(std::future::pending::<()>()));
+    assert_eq!(dropped.as_mut().poll(&mut cx), Poll::Ready(None));
+}
