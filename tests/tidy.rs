@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
 const LAYERS: [&[&str]; 6] = [
-    &["sys", "sync", "cpus", "config", "contain", "fork", "ticks", "board", "trace"],
+    &["sys", "sync", "cpus", "config", "contain", "notice", "fork", "ticks", "board", "trace"],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error", "stall"],
     &["shard", "crew", "resident", "meter"],

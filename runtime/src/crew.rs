@@ -4,6 +4,7 @@
 //! which is made when something is first sent to it. A shard that could not start, or failed,
 //! leaves its seat empty: what was sent to it is told why, and what is sent next starts it anew.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,6 +17,7 @@ use crate::cpus::{self, Bound, Cpus};
 use crate::error::BuildError;
 use crate::executor::{Hooks, Mailbox, SharedMailbox};
 use crate::fork::NO_RUNTIME_SURVIVES;
+use crate::notice::notify;
 use crate::shard::{self, Shard};
 use crate::stall::OnStall;
 
@@ -148,11 +150,12 @@ impl Crew {
         cpus::unbind();
         if let Some(cpu) = self.place(index) {
             if let Err(error) = cpus::bind(cpu) {
-                eprintln!("annulus: shard {index} is not bound to processor {cpu}: {error}");
+                notify(format_args!("shard {index} is not bound to processor {cpu}: {error}"));
             }
         }
-        match Shard::new(Arc::clone(self), index, SharedMailbox::clone(mailbox)) {
-            Ok(shard) => {
+        let make = || Shard::new(Arc::clone(self), index, SharedMailbox::clone(mailbox));
+        match catch_unwind(AssertUnwindSafe(make)) {
+            Ok(Ok(shard)) => {
                 let run = catch_unwind(AssertUnwindSafe(|| shard.run_until_told()));
                 if !self.is_ours() {
                     // A child that a task has forked; it was told. The shard is the parent's.
@@ -166,9 +169,14 @@ impl Crew {
                 self.vacate(index, mailbox);
                 end(shard);
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 self.vacate(index, mailbox);
                 could_not_start(mailbox, index, &error);
+            }
+            // A bug. Tasks that wait in a box must not outlive it, so it is closed all the same.
+            Err(payload) => {
+                self.vacate(index, mailbox);
+                could_not_start(mailbox, index, &text_of(&*payload).unwrap_or("a panic"));
             }
         }
     }
@@ -185,7 +193,7 @@ impl Crew {
         match Bound::to(cpu) {
             Ok(bound) => Some(bound),
             Err(error) => {
-                eprintln!("annulus: shard 0 is not bound to processor {cpu}: {error}");
+                notify(format_args!("shard 0 is not bound to processor {cpu}: {error}"));
                 None
             }
         }
@@ -236,10 +244,10 @@ impl Crew {
                 // A panic of the thread was its shard's failure, and told then.
                 let _told = thread.join();
             } else {
-                eprintln!(
-                    "annulus: shard {index} does not end: one of its tasks does not yield; its \
-                     thread is left behind"
-                );
+                notify(format_args!(
+                    "shard {index} does not end: one of its tasks does not yield; its thread is \
+                     left behind"
+                ));
             }
         }
     }
@@ -282,11 +290,37 @@ pub(crate) fn end(shard: Rc<Shard>) {
 }
 
 #[cold]
-fn could_not_start(mailbox: &SharedMailbox, index: usize, error: &BuildError) {
+fn could_not_start(mailbox: &SharedMailbox, index: usize, error: &dyn fmt::Display) {
     mailbox.fail(&format!("shard {index} could not start: {error}"));
     mailbox.close();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::executor::spawn_at;
+    use crate::sys::EventFd;
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    #[test]
+    fn a_shard_whose_making_panics_leaves_nobody_waiting() {
+        let config = Config { shards: Some(2), pin: Some(false), ..Config::default() };
+        let crew = Crew::new(config, Hooks::default(), None);
+        let mailbox = Mailbox::new();
+        let mut task = spawn_at(&mailbox, || async {});
+        // The shard will find a bell there, which only a bug can have hung.
+        mailbox.hang_bell(EventFd::new().unwrap());
+        crew.run(1, &mailbox);
+        drop((crew, mailbox));
+        task.abort();
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Err(error)) = Pin::new(&mut task).poll(&mut cx) else { panic!("{task:?}") };
+        assert!(error.to_string().contains("shard 1 could not start: a mailbox has one bell"));
+    }
 }

@@ -13,6 +13,7 @@ pub use crate::driver::Batch;
 pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 pub use crate::fd::{Fd, Interest, set_nonblocking};
 pub use crate::multishot::Multishot;
+pub use crate::notice::notify;
 pub use crate::op::Op;
 pub use crate::receive::{
     Ready, ReceivePooled, is_known_blocked, not_ready, recv_lease, short_read,

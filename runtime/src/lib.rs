@@ -3,11 +3,11 @@
 //! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
 //! further operations or socket types: [`io`] holds the pieces.
 //!
-//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `config`,
-//! `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`; `driver`,
-//! `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`, `receive`,
-//! `datagrams`, `task`, `time`, `blocking`, `shards`, `runtime`, `metrics`, `io`, `signal`,
-//! `shutdown`; `doctor`.
+//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `notice`,
+//! `config`, `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`;
+//! `driver`, `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`,
+//! `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`, `runtime`, `metrics`, `io`,
+//! `signal`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -25,6 +25,7 @@ mod fd;
 mod fork;
 mod meter;
 mod multishot;
+mod notice;
 mod op;
 mod receive;
 mod resident;

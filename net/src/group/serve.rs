@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use annulus_runtime::io::Homed;
+use annulus_runtime::io::{Homed, notify};
 use annulus_runtime::shutdown::ShutdownToken;
 use annulus_runtime::time::{Sleep, sleep};
 use annulus_runtime::{JoinHandle, LIMITS, Shard, spawn};
@@ -181,11 +181,11 @@ impl Errors {
         let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
         if noticed.is_none_or(|last| last.elapsed() >= NOTICE_INTERVAL) {
             *noticed = Some(Instant::now());
-            eprintln!(
-                "annulus: accepting on {} failed, clients wait: {error}{}",
+            notify(format_args!(
+                "accepting on {} failed, clients wait: {error}{}",
                 self.address,
                 remedy(error)
-            );
+            ));
         }
     }
 }

@@ -40,6 +40,7 @@ use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
 use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
+use crate::notice::notify;
 use crate::resident_key::ResidentKey;
 
 /// How long a turn may wait for the kernel.
@@ -329,6 +330,6 @@ fn notify_once(refusal: &Refusal) {
     // No lock, which a forked child could find held.
     static NOTIFIED: AtomicBool = AtomicBool::new(false);
     if !NOTIFIED.swap(true, Ordering::Relaxed) {
-        eprintln!("annulus: running on epoll: {}", refusal.summary());
+        notify(format_args!("running on epoll: {}", refusal.summary()));
     }
 }

@@ -53,7 +53,8 @@
 //! A task that is spawned for another shard ([`spawn_at`]) is mail first. Until its executor takes
 //! it, who has the mail stands for the executor: the one mailbox that it waits in, or the thread
 //! that found this closed and ends the task. Either has a strong count at hand, which is all that
-//! `retire` asks for. Nobody owns the task meanwhile, so that all others go through `Remote` and
+//! `retire` asks for. No mailbox is let go of before it is closed, also where its shard never came
+//! to be (`crew`). Nobody owns the task meanwhile, so that all others go through `Remote` and
 //! the shared counts; what they send comes behind the task itself, as the queue keeps the order.
 //!
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
