@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use annulus::net::{ListenOptions, ListenerGroup, Placement, TcpListener, TcpStream};
@@ -412,6 +412,32 @@ each_driver! {
                 closed.await;
                 assert!(forced || begun.elapsed() >= grace, "closed before its time");
             }
+        });
+    }
+
+    fn a_shard_that_does_not_yield_holds_up_no_forced_end(driver: Driver) {
+        runtime(driver).block_on(async {
+            let token = ShutdownToken::new();
+            let group = ListenerGroup::bind("127.0.0.1:0").unwrap();
+            let group = group.placement(Placement::RoundRobin);
+            let group = group.with_shutdown(token.clone(), Duration::from_secs(3600));
+            let address = group.local_addr();
+            let (started, is_stuck) = mpsc::channel();
+            let (release, released) = mpsc::channel::<()>();
+            let released = Arc::new(Mutex::new(released));
+            let serving = spawn(group.serve(async move |_stream, _peer| {
+                if Shard::current().index() == 1 {
+                    started.send(()).unwrap();
+                    // Blocks the shard's thread, not the task.
+                    let _ended = released.lock().unwrap().recv();
+                }
+            }));
+            let clients: Vec<_> =
+                (0..2).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            peer(move || is_stuck.recv().unwrap()).await;
+            token.shutdown_now();
+            serving.await.unwrap().unwrap();
+            drop((clients, release));
         });
     }
 

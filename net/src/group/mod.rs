@@ -127,7 +127,8 @@ impl ListenerGroup {
     /// that are served have so much time to finish; handlers that wait for a next request should
     /// look at the token themselves. Then, or at once when the token is
     /// [forced](ShutdownToken::shutdown_now), the handlers that are left are dropped and their
-    /// connections closed.
+    /// connections closed. A shard whose task does not yield is waited for; when forced, for a
+    /// second.
     pub fn with_shutdown(mut self, token: ShutdownToken, grace: Duration) -> ListenerGroup {
         self.shutdown = Some((token, grace));
         self

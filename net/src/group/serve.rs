@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use annulus_runtime::io::{Homed, notify};
 use annulus_runtime::shutdown::ShutdownToken;
-use annulus_runtime::time::{Sleep, sleep};
+use annulus_runtime::time::{Sleep, sleep, timeout};
 use annulus_runtime::{JoinHandle, LIMITS, Shard, spawn};
 
 use super::placement::Loads;
@@ -24,6 +24,10 @@ use crate::tcp::TcpStream;
 
 /// How often errors of accepting are written where nobody wants to be told of them.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a forced end waits for shards that do not answer. Dropping handlers and closing their
+/// connections takes milliseconds.
+const FORCED_END_MAX: Duration = Duration::from_secs(1);
 
 /// What the shards share.
 struct Group {
@@ -60,18 +64,15 @@ where
     }
     let ListenerGroup { sockets, address, shutdown, on_accept_error, .. } = group;
     let errors = Errors { address, hear: on_accept_error, noticed: Mutex::new(None) };
+    let forced = shutdown.as_ref().map(|(token, _)| token.forced());
     let group = Arc::new(Group { stations, loads, shutdown, errors });
-    let accept = |(shard, socket): (&Shard, OwnedFd)| {
-        let (group, index) = (Arc::clone(&group), shard.index());
-        Own(shard.spawn_with(move || async move { group.accept_all(index, socket).await }))
-    };
-    wait_for_all(shards.iter().zip(sockets).map(accept).collect()).await?;
-    // Nobody accepts any more, so that nothing is placed behind the drain.
-    let drain = |shard: &Shard| {
-        let (group, index) = (Arc::clone(&group), shard.index());
-        Own(shard.spawn_with(move || async move { group.drain(index).await }))
-    };
-    wait_for_all(shards.iter().map(drain).collect()).await
+    let mut run = pin!(group.run(&shards, sockets));
+    let Some(mut forced) = forced else { return run.await };
+    match forced.unless(run.as_mut()).await {
+        Some(ended) => ended,
+        // A shard whose task does not yield must not hold up the others' end.
+        None => timeout(FORCED_END_MAX, run).await.unwrap_or(Ok(())),
+    }
 }
 
 async fn open_station<M, S, F, R>(
@@ -102,6 +103,21 @@ where
 }
 
 impl Group {
+    /// Accepts on all shards, then waits for what they serve.
+    async fn run(self: &Arc<Self>, shards: &[Shard], sockets: Vec<OwnedFd>) -> io::Result<()> {
+        let accept = |(shard, socket): (&Shard, OwnedFd)| {
+            let (group, index) = (Arc::clone(self), shard.index());
+            Own(shard.spawn_with(move || async move { group.accept_all(index, socket).await }))
+        };
+        wait_for_all(shards.iter().zip(sockets).map(accept).collect()).await?;
+        // Nobody accepts any more, so that nothing is placed behind the drain.
+        let drain = |shard: &Shard| {
+            let (group, index) = (Arc::clone(self), shard.index());
+            Own(shard.spawn_with(move || async move { group.drain(index).await }))
+        };
+        wait_for_all(shards.iter().map(drain).collect()).await
+    }
+
     /// Accepts on one shard until the shutdown.
     async fn accept_all(&self, index: usize, socket: OwnedFd) -> io::Result<()> {
         let listener = Listener::<Tcp>::from_socket(socket)?;
