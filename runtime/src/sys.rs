@@ -326,7 +326,8 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// A file in memory, of zeros and without a path, and its mapping, which stays for ever.
+/// A file in memory, of zeros and without a path, and its mapping, which stays for ever. Others may
+/// read it, and none may write to it or cut it short, which would be the end of who looks here.
 #[derive(Debug)]
 pub(crate) struct SharedFile {
     pub(crate) fd: OwnedFd,
@@ -336,8 +337,8 @@ pub(crate) struct SharedFile {
 impl SharedFile {
     /// # Errors
     ///
-    /// Those of `memfd_create(2)`, `ftruncate(2)` and `mmap(2)`; EFBIG where files may not have
-    /// this length.
+    /// Those of `memfd_create(2)`, `ftruncate(2)`, `mmap(2)` and `fcntl(2)`; EFBIG where files may
+    /// not have this length.
     pub(crate) fn new(name: &CStr, length: usize) -> io::Result<SharedFile> {
         if file_bytes_max() < length as u64 {
             // The kernel would not only refuse, but send SIGXFSZ.
@@ -354,7 +355,22 @@ impl SharedFile {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).expect("mmap never returns the null page");
+        seal(&fd)?;
         Ok(SharedFile { fd, start })
+    }
+}
+
+/// Leaves the file its length, and writing to the mappings that there are.
+fn seal(file: &OwnedFd) -> io::Result<()> {
+    let length = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    let add = |seals: libc::c_int| {
+        // SAFETY: the call takes integers and touches no memory of ours.
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+    };
+    match add(length | libc::F_SEAL_FUTURE_WRITE) {
+        // Before 5.1 those who may open the file may write to it: wrong figures, and no worse.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => add(length),
+        other => other,
     }
 }
 
@@ -364,9 +380,9 @@ fn memfd(name: &CStr) -> io::Result<OwnedFd> {
         check(unsafe { libc::memfd_create(name.as_ptr(), flags) })
     };
     // Since 6.3 a file should say that it is no program, and has to where vm.memfd_noexec is 2.
-    let sealed = libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL;
-    let fd = match create(sealed) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(libc::MFD_CLOEXEC)?,
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let fd = match create(flags | libc::MFD_NOEXEC_SEAL) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(flags)?,
         other => other?,
     };
     // SAFETY: the kernel has just made this descriptor and nobody else knows it.
@@ -416,5 +432,30 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this length and this value is its only owner.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn others_neither_cut_a_shared_file_short_nor_write_to_it() {
+        let file = SharedFile::new(c"annulus-test", 8192).unwrap();
+        let link = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+        let theirs = OpenOptions::new().read(true).write(true).open(link).unwrap();
+        let refused = |answer: io::Result<()>| {
+            assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        };
+        refused(theirs.set_len(0));
+        refused(theirs.set_len(1 << 20));
+        refused(theirs.write_all_at(b"!", 0));
+        // SAFETY: the mapping is writable, stays, and is this test's.
+        unsafe { file.start.write(7) };
+        let mut first = [0];
+        theirs.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!(first, [7]);
     }
 }
