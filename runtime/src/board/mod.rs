@@ -234,8 +234,13 @@ fn parked_since(now: u64, sum: u64) -> u64 {
 /// How many ticks the shard was parked, as told by [`Word::Parked`].
 #[inline(always)]
 fn parked_ticks(word: u64, now: u64) -> u64 {
-    // Counters of two processors may be a few ticks apart.
-    if word & PARKED == 0 { word >> 1 } else { now.saturating_sub(word >> 1) }
+    if word & PARKED == 0 {
+        return word >> 1;
+    }
+    // The flag has taken the highest bit, in which a counter may begin: the difference is right
+    // without. Counters of two processors may be a few ticks apart, which is no time.
+    let passed = now.wrapping_sub(word >> 1) << 1;
+    (passed as i64 >> 1).max(0) as u64
 }
 
 #[cfg(test)]
@@ -263,6 +268,17 @@ mod tests {
         board.park(born + 1000);
         assert_eq!(parked(&board, born + 900), 10);
         assert_eq!(parked(&board, 0), 0);
+    }
+
+    #[test]
+    fn a_counter_may_begin_anywhere() {
+        for born in [0, 1 << 62, 1 << 63, u64::MAX - 50] {
+            let word = parked_since(born, 0);
+            assert_eq!(parked_ticks(word, born.wrapping_add(100)), 100, "{born:#x}");
+            let word = parked_since(born.wrapping_add(200), parked_ticks(word, born) + 100);
+            assert_eq!(parked_ticks(word, born.wrapping_add(300)), 200, "{born:#x}");
+            assert_eq!(parked_ticks(word, born.wrapping_add(40)), 0, "{born:#x}");
+        }
     }
 
     #[test]
