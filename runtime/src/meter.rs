@@ -127,6 +127,10 @@ impl Meter {
 
     #[cold]
     fn note_longest(&self, took: u64) {
+        if !self.process.is_current() {
+            // A poll that its task has left in a forked child: the board is the parent's.
+            return;
+        }
         self.board.set(Word::LongestNow, took);
         if took > self.board.get(Word::LongestPoll) {
             self.board.set(Word::LongestPoll, took);
@@ -238,6 +242,7 @@ impl Drop for AtWork<'_> {
 mod tests {
     use super::*;
     use crate::Runtime;
+    use crate::executor::TaskInfo;
     use crate::fork::tests::in_child;
     use crate::metrics::board;
 
@@ -281,5 +286,35 @@ mod tests {
             // SAFETY: the call ends the process, and runs nothing of it.
             unsafe { libc::_exit(0) };
         }
+    }
+
+    #[test]
+    fn a_poll_that_ends_in_a_child_is_not_its_parents() {
+        const LONG: Duration = Duration::from_millis(300);
+        let parent = std::process::id();
+        let end_child = move |_: &TaskInfo<'_>| {
+            if std::process::id() != parent {
+                // SAFETY: the call ends the process, and runs nothing of it.
+                unsafe { libc::_exit(0) };
+            }
+        };
+        // Called when the poll has been measured.
+        let runtime = Runtime::builder().on_after_task_poll(end_child).build().unwrap();
+        let (pid, theirs) = runtime.block_on(async {
+            let forks = crate::spawn(async {
+                // SAFETY: the child leaves the task and ends.
+                let pid = unsafe { libc::fork() };
+                if pid == 0 {
+                    std::thread::sleep(LONG);
+                }
+                pid
+            });
+            (forks.await.unwrap(), board())
+        });
+        let mut status = 0;
+        // SAFETY: the pointer is to an integer, which the call fills.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        assert_eq!(status, 0, "the wait status of the child");
+        assert!(theirs.read().longest_poll < LONG, "{theirs:?}");
     }
 }
