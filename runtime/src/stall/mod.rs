@@ -91,6 +91,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        // The number of the thread is soon another's, who must not answer for this one.
+        self.record.rest();
         watchdog::remove(&self.record);
     }
 }
@@ -121,5 +123,22 @@ impl Drop for RestAtEnd<'_> {
         if let Some(watch) = self.0 {
             watch.rest();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_ends_leaves_nothing_to_ask_about() {
+        let shard = ShardId::next();
+        let watch = Watch::this_thread(0, shard, Duration::from_secs(60), None).unwrap().unwrap();
+        let record = Arc::clone(&watch.record);
+        watch.upkeep();
+        assert_eq!(record.number() % 2, 1);
+        drop(watch);
+        assert_eq!(record.number() % 2, 0);
+        assert_eq!(Arc::strong_count(&record), 1, "the watchdog has forgotten it");
     }
 }

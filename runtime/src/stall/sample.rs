@@ -124,7 +124,7 @@ impl Asker {
 
     /// Where the thread stands that runs this number of the record. If it does not tell, why not.
     pub(super) fn ask(&mut self, record: &Arc<Record>, number: u64) -> Result<Sample, String> {
-        if QUESTION.phase.load(Ordering::Acquire) == ANSWERING {
+        if !claim() {
             return Err("another thread has not ended its answer".to_owned());
         }
         QUESTION.thread.store(record.thread, Ordering::Relaxed);
@@ -139,6 +139,13 @@ impl Asker {
             Err(_) => wait(record),
         }
     }
+}
+
+/// Whether another question may be written down. One whose asker has given up may be open still: a
+/// thread that it was not for put it back late. Nobody is to begin an answer to half of the next.
+fn claim() -> bool {
+    let _was_open = withdraw();
+    QUESTION.phase.load(Ordering::Acquire) != ANSWERING
 }
 
 /// Takes back a question to which no answer was begun. A late signal then finds nothing to do.
@@ -375,4 +382,25 @@ fn empty_action() -> libc::sigaction {
 
 fn check(answer: c_int) -> io::Result<()> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_was_left_open_is_closed_before_the_next() {
+        let phase = &QUESTION.phase;
+        for (left, may_ask, then) in [
+            (FREE, true, FREE),
+            (ASKED, true, FREE),
+            (ANSWERING, false, ANSWERING),
+            (ANSWERED, true, ANSWERED),
+            (OVER, true, OVER),
+        ] {
+            phase.store(left, Ordering::Relaxed);
+            assert_eq!((claim(), phase.load(Ordering::Relaxed)), (may_ask, then), "phase {left}");
+        }
+        phase.store(FREE, Ordering::Relaxed);
+    }
 }
