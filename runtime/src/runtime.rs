@@ -268,9 +268,10 @@ impl Builder {
     /// Has this called for each task that is spawned, on the task's shard, before its first poll.
     /// A second one replaces the first, as with the hooks below.
     ///
-    /// Hooks may spawn and wake. What they panic with is caught, and harms no task. The time that
-    /// they take is taken from the tasks; a runtime without hooks pays one look for each occasion.
-    /// The future that `block_on` runs is no task.
+    /// Hooks may spawn and wake; one that spawns is called for those tasks too, and has to end it.
+    /// What they panic with is caught, and harms no task. The time that they take is taken from the
+    /// tasks; a runtime without hooks pays one look for each occasion. The future that `block_on`
+    /// runs is no task.
     ///
     /// # Examples
     ///
