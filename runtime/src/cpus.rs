@@ -79,18 +79,22 @@ pub(crate) fn unbind() {
 }
 
 /// Binds this thread until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Bound(());
+pub(crate) struct Bound {
+    /// Where the thread might run before: the program may have bound it, too.
+    before: libc::cpu_set_t,
+}
 
 impl Bound {
     pub(crate) fn to(cpu: usize) -> io::Result<Bound> {
-        bind(cpu).map(|()| Bound(()))
+        let before = affinity()?;
+        bind(cpu).map(|()| Bound { before })
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        unbind();
+        // As in `unbind`.
+        let _stays = set_affinity(&self.before);
     }
 }
 
@@ -152,5 +156,17 @@ mod tests {
         assert_eq!(inherited.join().unwrap(), before);
         drop(bound);
         assert_eq!(members(&affinity().unwrap()), before);
+    }
+
+    #[test]
+    fn a_thread_that_the_program_has_bound_stays_so() {
+        let allowed = members(&affinity().unwrap());
+        let (first, last) = (allowed[0], *allowed.last().unwrap());
+        let by_the_program = thread::spawn(move || {
+            bind(first).unwrap();
+            drop(Bound::to(last).unwrap());
+            members(&affinity().unwrap())
+        });
+        assert_eq!(by_the_program.join().unwrap(), [first]);
     }
 }
