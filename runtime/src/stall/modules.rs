@@ -70,6 +70,10 @@ fn is_position_independent(path: &Path) -> bool {
     /// The file's type stands behind its 16 bytes of identification; 2 is a fixed program.
     const FIXED: [u8; 2] = 2_u16.to_ne_bytes();
     let mut head = [0; 18];
+    // Devices are mapped too, and to open one may do something.
+    if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return true;
+    }
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     read.is_err() || head[16..] != FIXED
 }
@@ -77,6 +81,10 @@ fn is_position_independent(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     const MAPS: &str = "\
         55d0c0a00000-55d0c0a02000 r--p 00000000 fe:00 12 /opt/a program\n\
@@ -103,6 +111,21 @@ mod tests {
         let modules = Modules::parse(MAPS, |path| path.starts_with("/lib"));
         assert_eq!(modules.find(0x55d0_c0a0_2345).unwrap().1, 0x55d0_c0a0_2345);
         assert_eq!(modules.find(0x7f00_0000_1004).unwrap().1, 0x1004);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let path = std::env::temp_dir().join(format!("annulus-modules-{}", std::process::id()));
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the name ends with a zero, and the call only reads it.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let (sender, answer) = channel();
+        let asked = path.clone();
+        // It would wait for a writer, in the place of the one thread that watches.
+        std::thread::spawn(move || sender.send(is_position_independent(&asked)));
+        let answer = answer.recv_timeout(Duration::from_secs(10));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(answer, Ok(true));
     }
 
     #[test]
