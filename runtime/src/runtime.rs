@@ -342,7 +342,8 @@ impl Builder {
     /// runtime of a process installs a handler; one that was there before gets the signals that
     /// are others'. Calls of C libraries that a signal ends with EINTR, such as `nanosleep` and
     /// `poll`, may then end early in a task that stalls. A thread that blocks SIGURG is reported
-    /// without a backtrace.
+    /// without a backtrace; so is every one with a C library before glibc 2.35, where looking at an
+    /// interrupted stack is not safe.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> {

@@ -8,7 +8,8 @@
 //! The handler allocates nothing, takes no lock, and writes to memory that is there from the
 //! start. It walks the stack by the unwinder that the standard library links. That one has done its
 //! lazy parts before (`warm_up`), and finds its tables by `_dl_find_object` (glibc 2.35), which is
-//! made for signal handlers; older C libraries take a lock there that a thread may take twice.
+//! made for signal handlers. With older C libraries it has a lock and a cache, which the thread may
+//! have in its hands just then: there the stack is left alone, and the report says why.
 //!
 //! It does not ask for the alternate stack: what the standard library gives a thread has room for
 //! the kernel's frame and little else (`AT_MINSIGSTKSZ` grows with the registers), while the stack
@@ -23,7 +24,9 @@ use std::io;
 use std::mem;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,6 +94,9 @@ static QUESTION: Question = Question {
     frame_count: AtomicUsize::new(0),
 };
 
+/// Whether stacks can be walked within the handler. Set before the first signal.
+static WALKS: AtomicBool = AtomicBool::new(false);
+
 /// The handler that was there before ours.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -101,7 +107,10 @@ pub(super) struct Asker(());
 impl Asker {
     /// Installs the handler, if it is not there. To be called once in a process.
     pub(super) fn install() -> io::Result<Asker> {
-        warm_up();
+        if finds_tables_without_a_lock() {
+            warm_up();
+            WALKS.store(true, Ordering::Relaxed);
+        }
         // Of a parent's, which a forked child has, too. Its questions are not the child's.
         QUESTION.phase.store(FREE, Ordering::Release);
         if PREVIOUS.get().is_some() {
@@ -297,7 +306,7 @@ fn answer() {
     let name = unsafe { record.name_on_its_thread(number) };
     write_name(name);
     QUESTION.frame_count.store(0, Ordering::Relaxed);
-    if has_room() {
+    if WALKS.load(Ordering::Relaxed) && has_room() {
         walk(on_frame);
     }
     // Release: pairs with the load in `wait`.
@@ -310,6 +319,21 @@ fn write_name(name: Option<&[u8]>) {
         place.store(*byte, Ordering::Relaxed);
     }
     QUESTION.name_bytes.store(bytes, Ordering::Relaxed);
+}
+
+/// Why an answer has no frames.
+pub(super) fn why_no_frames() -> &'static str {
+    if WALKS.load(Ordering::Relaxed) {
+        return "the unwinder found no frame, or no room";
+    }
+    "this C library lacks `_dl_find_object` (since glibc 2.35), and without it the stack of an \
+     interrupted thread cannot be looked at safely"
+}
+
+/// Whether the unwinder has what it needs of the C library.
+fn finds_tables_without_a_lock() -> bool {
+    // SAFETY: the name is a C string, and the answer is not used but compared.
+    !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) }.is_null()
 }
 
 /// Whether the unwinder has the stack that it needs: on an alternate one only if that is large.
@@ -387,6 +411,18 @@ fn check(answer: c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn stacks_are_walked_from_glibc_2_35_on() {
+        // SAFETY: the call takes nothing.
+        let version = unsafe { libc::gnu_get_libc_version() };
+        // SAFETY: the answer is a C string that lives as long as the program.
+        let version = unsafe { std::ffi::CStr::from_ptr(version) };
+        let mut parts = version.to_str().unwrap().split('.').map(|part| part.parse().unwrap());
+        let version: (u32, u32) = (parts.next().unwrap(), parts.next().unwrap());
+        assert_eq!(finds_tables_without_a_lock(), version >= (2, 35), "glibc {version:?}");
+    }
 
     #[test]
     fn a_question_that_was_left_open_is_closed_before_the_next() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::modules::Modules;
 use super::record::Record;
 use super::report::{Frame, Holder, Stall};
-use super::sample::Asker;
+use super::sample::{Asker, why_no_frames};
 use super::symbols;
 use crate::contain::contain;
 use crate::cpus;
@@ -195,7 +195,7 @@ fn tell(due: Due, asker: &mut Asker) {
             }
             frames = frames_at(&sample.frames);
             if frames.is_empty() {
-                frames_missing = Some("the unwinder found no frame, or no room".to_owned());
+                frames_missing = Some(why_no_frames().to_owned());
             }
         }
         Err(why) => frames_missing = Some(why),
