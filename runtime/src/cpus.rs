@@ -59,15 +59,15 @@ fn core_of(cpu: usize) -> String {
 /// Threads made by one that was bound would be bound too. Here is what the first was allowed.
 static UNBOUND: OnceLock<libc::cpu_set_t> = OnceLock::new();
 
-/// Binds this thread to one processor.
-pub(crate) fn bind(cpu: usize) -> io::Result<()> {
+/// Binds this thread to one processor, and gives what it was allowed before.
+pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
     let before = affinity()?;
     UNBOUND.get_or_init(|| before);
     // SAFETY: a set of processors is plain bits, of which none may be set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the call checks that the processor is in the range of the set.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    set_affinity(&set)
+    set_affinity(&set).map(|()| before)
 }
 
 /// Lets this thread run wherever the process might before its first thread was bound.
@@ -86,8 +86,7 @@ pub(crate) struct Bound {
 
 impl Bound {
     pub(crate) fn to(cpu: usize) -> io::Result<Bound> {
-        let before = affinity()?;
-        bind(cpu).map(|()| Bound { before })
+        bind(cpu).map(|before| Bound { before })
     }
 }
 

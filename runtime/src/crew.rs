@@ -106,8 +106,7 @@ impl Crew {
     pub(crate) fn mailbox(self: &Arc<Self>, index: usize) -> SharedMailbox {
         if !self.is_ours() {
             let mailbox = Mailbox::new();
-            mailbox.fail(NO_RUNTIME_SURVIVES);
-            mailbox.close();
+            mailbox.close_as_failed(NO_RUNTIME_SURVIVES);
             return mailbox;
         }
         if index == 0 {
@@ -291,8 +290,7 @@ pub(crate) fn end(shard: Rc<Shard>) {
 
 #[cold]
 fn could_not_start(mailbox: &SharedMailbox, index: usize, error: &dyn fmt::Display) {
-    mailbox.fail(&format!("shard {index} could not start: {error}"));
-    mailbox.close();
+    mailbox.close_as_failed(&format!("shard {index} could not start: {error}"));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

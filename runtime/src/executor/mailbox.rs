@@ -244,6 +244,12 @@ impl Mailbox {
         let _the_first_counts = self.failure.set(reason.into());
     }
 
+    /// Closes the box of a shard that cannot run, for this reason.
+    pub(crate) fn close_as_failed(&self, reason: &str) {
+        self.fail(reason);
+        self.close();
+    }
+
     /// Drops all mail, here and, from now on, on the thread that brings it.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
