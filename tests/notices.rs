@@ -3,14 +3,13 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use annulus::net::ListenerGroup;
 use annulus::{Driver, Runtime};
 
 use common::process::{self, Running, in_own_process, in_role, leave_descriptors, role};
+use common::steps::end_beside_a_task_that_does_not_yield;
 use common::{Test, each_driver};
 
 mod common;
@@ -21,16 +20,7 @@ each_driver! {
         let name = "a_thread_that_is_left_behind_does_not_make_the_end_panic";
         in_own_process(name, driver, || {
             close_standard_error();
-            let runtime = runtime(driver, 2);
-            let (started, is_running) = mpsc::channel();
-            drop(runtime.shards()[1].spawn_with(move || async move {
-                started.send(()).unwrap();
-                loop {
-                    thread::park();
-                }
-            }));
-            is_running.recv().unwrap();
-            drop(runtime);
+            end_beside_a_task_that_does_not_yield(runtime(driver, 2));
         });
     }
 

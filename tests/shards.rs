@@ -16,6 +16,7 @@ use common::process::{
     descriptor_limit, in_own_process, in_role, leave_descriptors, open_descriptors,
     set_descriptor_limit, threads,
 };
+use common::steps::end_beside_a_task_that_does_not_yield;
 
 mod common;
 
@@ -280,16 +281,7 @@ each_driver! {
     fn a_task_that_does_not_yield_holds_the_end_up_for_a_bounded_time(driver: Driver) {
         let name = "a_task_that_does_not_yield_holds_the_end_up_for_a_bounded_time";
         let notice = in_own_process(name, driver, || {
-            let runtime = runtime(driver, 2);
-            let (started, is_running) = mpsc::channel();
-            drop(runtime.shards()[1].spawn_with(move || async move {
-                started.send(()).unwrap();
-                loop {
-                    thread::park();
-                }
-            }));
-            is_running.recv().unwrap();
-            drop(runtime);
+            end_beside_a_task_that_does_not_yield(runtime(driver, 2));
         });
         let notice_is_right = notice.contains("annulus: shard 1 does not end");
         assert!(notice_is_right || in_role(), "{notice}");

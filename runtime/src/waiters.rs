@@ -186,13 +186,14 @@ impl Drop for Place<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
+    /// Counts its wakes.
     #[derive(Default)]
-    struct Count(AtomicU32);
+    pub(crate) struct Count(pub(crate) AtomicU32);
 
     impl Wake for Count {
         fn wake(self: Arc<Self>) {
@@ -200,7 +201,7 @@ mod tests {
         }
     }
 
-    fn counted() -> (Arc<Count>, Waker) {
+    pub(crate) fn counted() -> (Arc<Count>, Waker) {
         let count = Arc::<Count>::default();
         (Arc::clone(&count), Waker::from(count))
     }

@@ -3,9 +3,12 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::mpsc;
 use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use annulus::Runtime;
 use annulus::net::{TcpListener, TcpStream};
 use annulus::time::sleep;
 
@@ -113,6 +116,19 @@ pub(crate) fn eventually_blocking(what: &str, mut condition: impl FnMut() -> boo
     let deadline = Instant::now() + peer::PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Ends a runtime of two shards while a task of the second one holds its thread.
+pub(crate) fn end_beside_a_task_that_does_not_yield(runtime: Runtime) {
+    let (started, is_running) = mpsc::channel();
+    drop(runtime.shards()[1].spawn_with(move || async move {
+        started.send(()).expect("the other end is there");
+        loop {
+            thread::park();
+        }
+    }));
+    is_running.recv().expect("the task runs");
+    drop(runtime);
 }

@@ -1,25 +1,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use super::{ShutdownToken, Waiting};
-
-#[derive(Default)]
-struct Count(AtomicU32);
-
-impl Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn counted() -> (Arc<Count>, Waker) {
-    let count = Arc::<Count>::default();
-    (Arc::clone(&count), Waker::from(count))
-}
+use crate::waiters::tests::counted;
 
 fn poll(waiting: &mut Waiting, waker: &Waker) -> Poll<()> {
     Pin::new(waiting).poll(&mut Context::from_waker(waker))
