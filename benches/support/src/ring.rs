@@ -12,14 +12,14 @@ use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squ
 const PAGE_BYTES: usize = 4096;
 
 /// One ring for one thread: `SINGLE_ISSUER` and `DEFER_TASKRUN`, one enter per turn.
-pub(crate) struct Ring {
+pub struct Ring {
     submitter: Submitter<'static>,
     submissions: SubmissionQueue<'static>,
     completions: CompletionQueue<'static>,
 }
 
 impl Ring {
-    pub(crate) fn new(submissions: u32, completions: u32) -> io::Result<Self> {
+    pub fn new(submissions: u32, completions: u32) -> io::Result<Self> {
         let setup = |bare: bool| {
             let mut builder = IoUring::builder();
             builder
@@ -43,12 +43,12 @@ impl Ring {
     }
 
     /// Makes room for `slots` direct descriptors.
-    pub(crate) fn register_slots(&self, slots: u32) -> io::Result<()> {
+    pub fn register_slots(&self, slots: u32) -> io::Result<()> {
         self.submitter.register_files_sparse(slots)
     }
 
     /// Puts a descriptor into a slot. The slot keeps it open.
-    pub(crate) fn register_slot(&self, slot: u32, descriptor: i32) -> io::Result<()> {
+    pub fn register_slot(&self, slot: u32, descriptor: i32) -> io::Result<()> {
         self.submitter.register_files_update(slot, &[descriptor]).map(drop)
     }
 
@@ -56,7 +56,7 @@ impl Ring {
     ///
     /// # Safety
     /// The memory that `entry` names stays valid and unaliased until its last completion.
-    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         if self.submissions.is_full() {
             self.submissions.sync();
             self.submitter.submit()?;
@@ -67,7 +67,7 @@ impl Ring {
     }
 
     /// Submits everything, without waiting.
-    pub(crate) fn submit(&mut self) -> io::Result<()> {
+    pub fn submit(&mut self) -> io::Result<()> {
         self.submissions.sync();
         self.submitter.submit()?;
         self.submissions.sync();
@@ -75,13 +75,13 @@ impl Ring {
     }
 
     /// Whether a turn has something to reap: looks at two words of shared memory, asks nobody.
-    pub(crate) fn is_ready(&mut self) -> bool {
+    pub fn is_ready(&mut self) -> bool {
         self.completions.sync();
         !self.completions.is_empty() || self.submissions.taskrun()
     }
 
     /// Submits everything and waits for `want` completions, in one system call.
-    pub(crate) fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
+    pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
         self.submissions.sync();
         self.completions.sync();
         match self.submitter.submit_and_wait(want) {
@@ -94,13 +94,13 @@ impl Ring {
     }
 
     /// The next completion of this turn.
-    pub(crate) fn next(&mut self) -> Option<cqueue::Entry> {
+    pub fn next_completion(&mut self) -> Option<cqueue::Entry> {
         self.completions.next()
     }
 }
 
 /// A group of buffers from which the kernel takes one for each piece it receives.
-pub(crate) struct Buffers {
+pub struct Buffers {
     entries: *mut BufRingEntry,
     data: *mut u8,
     count: u16,
@@ -110,7 +110,7 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     /// Registers `count` (a power of two) buffers as group 0.
-    pub(crate) fn new(ring: &Ring, count: u16, buffer_bytes: usize) -> io::Result<Self> {
+    pub fn new(ring: &Ring, count: u16, buffer_bytes: usize) -> io::Result<Self> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel's bounds on a group");
         let entries = leak(usize::from(count) * size_of::<BufRingEntry>()).cast();
         let data = leak(usize::from(count) * buffer_bytes);
@@ -123,7 +123,7 @@ impl Buffers {
     }
 
     /// The bytes that a completion says are in buffer `id`.
-    pub(crate) fn bytes(&self, id: u16, length: usize) -> &[u8] {
+    pub fn bytes(&self, id: u16, length: usize) -> &[u8] {
         assert!(length <= self.buffer_bytes, "the kernel wrote past a buffer");
         let start = self.start(id);
         // SAFETY: within the allocation, initialised by the kernel, and its own again only once the
@@ -132,14 +132,14 @@ impl Buffers {
     }
 
     /// Where buffer `id` starts.
-    pub(crate) fn start(&self, id: u16) -> *const u8 {
+    pub fn start(&self, id: u16) -> *const u8 {
         assert!(id < self.count, "the kernel named a buffer that is not there");
         // SAFETY: the index was just found to lie within the allocation.
         unsafe { self.data.add(usize::from(id) * self.buffer_bytes) }
     }
 
     /// Returns a buffer; the kernel sees it after `publish`.
-    pub(crate) fn give_back(&mut self, id: u16) {
+    pub fn give_back(&mut self, id: u16) {
         let start = self.start(id) as u64;
         let index = usize::from(self.tail & (self.count - 1));
         // SAFETY: the index lies within the ring.
@@ -154,7 +154,7 @@ impl Buffers {
     }
 
     /// Lets the kernel see the buffers given back.
-    pub(crate) fn publish(&self) {
+    pub fn publish(&self) {
         // SAFETY: `entries` is the start of the registered ring.
         let tail = unsafe { BufRingEntry::tail(self.entries) };
         // SAFETY: the field is aligned, lives as long as the process, and is shared with the kernel
@@ -165,7 +165,7 @@ impl Buffers {
 }
 
 /// Zeroed, page-aligned memory that lives as long as the process.
-pub(crate) fn leak(bytes: usize) -> *mut u8 {
+pub fn leak(bytes: usize) -> *mut u8 {
     let layout = Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("a size that exists");
     // SAFETY: the layout's size is not zero.
     let memory = unsafe { alloc_zeroed(layout) };

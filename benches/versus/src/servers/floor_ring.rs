@@ -12,9 +12,11 @@ use io_uring::types::{Fd, Fixed};
 use io_uring::{cqueue, opcode, squeue};
 use socket2::SockRef;
 
-use super::children::announce;
-use super::ring::{Buffers, Ring};
-use super::servers::BUFFER_BYTES;
+use bench_support::BUFFER_BYTES;
+use bench_support::children::{Failure, announce};
+use bench_support::ring::{Buffers, Ring};
+
+use crate::work::Work;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 8192;
@@ -27,8 +29,12 @@ const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
 const CLOSE: u64 = 3;
 
+pub(crate) fn does(work: Work) -> bool {
+    matches!(work, Work::Echo { .. })
+}
+
 /// Serves for ever.
-pub(crate) fn serve() -> io::Result<()> {
+pub(crate) fn serve(_echo: Work) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     // Accepted sockets inherit it; a direct descriptor could not be asked afterwards.
     SockRef::from(&listener).set_tcp_nodelay(true)?;
@@ -67,7 +73,7 @@ struct Piece {
 impl Server {
     fn turn(&mut self) -> io::Result<()> {
         self.ring.submit_and_wait(1)?;
-        while let Some(completion) = self.ring.next() {
+        while let Some(completion) = self.ring.next_completion() {
             let slot = completion.user_data() as u32;
             match completion.user_data() >> 32 {
                 ACCEPT => self.accepted(&completion)?,

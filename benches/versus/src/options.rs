@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::servers::Server;
+use bench_support::options::{SECONDS_MAX, number};
+
+use crate::servers::{self, Server};
 
 pub(crate) const USAGE: &str = "\
-cargo bench --bench echo -- [OPTIONS]
+cargo run --release -p versus -- [OPTIONS]
 
   --quick               one short round: does it run at all?
   --rounds N            rounds, each of which measures every server once (default 5)
@@ -18,7 +20,6 @@ cargo bench --bench echo -- [OPTIONS]
 /// More connections than this exhaust the ports of one loopback address.
 const CONNECTIONS_MAX: u32 = 16_000;
 const BYTES_MAX: usize = 16 << 20;
-pub(crate) const SECONDS_MAX: f64 = 3600.0;
 
 pub(crate) struct Options {
     pub(crate) rounds: usize,
@@ -37,7 +38,7 @@ impl Options {
             window: Duration::from_secs(2),
             connections: vec![1, 64],
             message_bytes: 64,
-            servers: Server::ALL.to_vec(),
+            servers: servers::ALL.to_vec(),
         };
         // `cargo bench` says `--bench`. `cargo test --benches` says nothing, and wants to know only
         // whether this still runs.
@@ -77,15 +78,5 @@ impl Options {
     /// Before a measurement counts: the pages are touched, the branch predictors trained.
     pub(crate) fn warm_up(&self) -> Duration {
         (self.window / 5).min(Duration::from_millis(300))
-    }
-}
-
-pub(crate) fn number<T>(option: &str, text: &str, least: T, most: T) -> Result<T, String>
-where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    match text.parse() {
-        Ok(number) if number >= least && number <= most => Ok(number),
-        _ => Err(format!("{option} takes a number from {least} to {most}, not {text:?}")),
     }
 }

@@ -6,29 +6,31 @@ const SHIFT: u32 = BUCKETS_PER_DOUBLING.trailing_zeros();
 const BUCKETS: usize = ((64 - SHIFT as usize) + 1) * BUCKETS_PER_DOUBLING as usize;
 
 /// Counts durations in nanoseconds.
-pub(crate) struct Histogram {
+pub struct Histogram {
     counts: Vec<u64>,
     total: u64,
 }
 
-impl Histogram {
-    pub(crate) fn new() -> Self {
+impl Default for Histogram {
+    fn default() -> Self {
         Self { counts: vec![0; BUCKETS], total: 0 }
     }
+}
 
-    pub(crate) fn record(&mut self, value_ns: u64) {
+impl Histogram {
+    pub fn record(&mut self, value_ns: u64) {
         self.counts[bucket_of(value_ns)] += 1;
         self.total += 1;
     }
 
     /// Forgets everything: the warm-up is over.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.counts.fill(0);
         self.total = 0;
     }
 
     /// The value that `fraction` of the records do not exceed; 0 when there are none.
-    pub(crate) fn quantile(&self, fraction: f64) -> u64 {
+    pub fn quantile(&self, fraction: f64) -> u64 {
         let rank = (self.total as f64 * fraction).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {

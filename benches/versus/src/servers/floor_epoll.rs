@@ -4,17 +4,23 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::children::announce;
-use super::process::check;
-use super::servers::BUFFER_BYTES;
+use bench_support::BUFFER_BYTES;
+use bench_support::children::{Failure, announce};
+use bench_support::process::check;
+
+use crate::work::Work;
 
 const HUNG_UP: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
 /// Events taken by one wait.
 const EVENTS: usize = 256;
 
+pub(crate) fn does(work: Work) -> bool {
+    matches!(work, Work::Echo { .. })
+}
+
 /// Serves for ever.
-pub(crate) fn serve() -> io::Result<()> {
+pub(crate) fn serve(_echo: Work) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new()?;

@@ -4,14 +4,14 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::load::Target;
-use super::process::{self, Worker};
+use crate::load::Target;
+use crate::process::{self, Worker};
 
-pub(crate) type Failure = Box<dyn Error>;
+pub type Failure = Box<dyn Error>;
 
 /// The first argument of a child names its role.
-pub(crate) const SERVER_ROLE: &str = "server";
-pub(crate) const LOAD_ROLE: &str = "load";
+pub const SERVER_ROLE: &str = "server";
+pub const LOAD_ROLE: &str = "load";
 
 /// What a server prints before its address.
 const LISTENING: &str = "listening ";
@@ -20,34 +20,34 @@ const LISTENING: &str = "listening ";
 const REFUSED: &str = "refused ";
 
 /// What the place of a child says when it may run anywhere; else its processors, with commas.
-pub(crate) const UNPINNED: &str = "-";
+pub const UNPINNED: &str = "-";
 
 /// A server starts in milliseconds; this long, and it hangs.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a measurement may take beyond its warm-up and window.
-pub(crate) const MEASURE_MARGIN: Duration = Duration::from_secs(20);
+pub const MEASURE_MARGIN: Duration = Duration::from_secs(20);
 
 /// What a child has to say to its parent.
-pub(crate) enum Answer<T> {
+pub enum Answer<T> {
     Given(T),
     Refused(String),
 }
 
 /// A server that listens. It ends when this is dropped.
-pub(crate) struct Serving {
+pub struct Serving {
     worker: Worker,
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Serving {
-    pub(crate) fn target(&self) -> Target {
+    pub fn target(&self) -> Target {
         Target { pid: self.worker.id(), address: self.address }
     }
 }
 
 /// Starts this executable as a server and waits until it listens.
-pub(crate) fn start_server(arguments: &[String]) -> Result<Answer<Serving>, Failure> {
+pub fn start_server(arguments: &[String]) -> Result<Answer<Serving>, Failure> {
     let worker = Worker::spawn(&[&[SERVER_ROLE.to_owned()], arguments].concat())?;
     Ok(match answer(&worker, START_LIMIT)? {
         Answer::Given(line) => {
@@ -59,7 +59,7 @@ pub(crate) fn start_server(arguments: &[String]) -> Result<Answer<Serving>, Fail
 }
 
 /// The one line that a child prints.
-pub(crate) fn answer(worker: &Worker, limit: Duration) -> Result<Answer<String>, Failure> {
+pub fn answer(worker: &Worker, limit: Duration) -> Result<Answer<String>, Failure> {
     let line = worker.line(limit)?.ok_or("a child ended without a word")?;
     Ok(match line.strip_prefix(REFUSED) {
         Some(reason) => Answer::Refused(reason.to_owned()),
@@ -68,17 +68,17 @@ pub(crate) fn answer(worker: &Worker, limit: Duration) -> Result<Answer<String>,
 }
 
 /// Tells the parent where to connect.
-pub(crate) fn announce(address: SocketAddr) {
+pub fn announce(address: SocketAddr) {
     println!("{LISTENING}{address}");
 }
 
 /// Tells the parent why there will be nothing else. What is told to it fits one line.
-pub(crate) fn refuse(error: &dyn Error) {
+pub fn refuse(error: &dyn Error) {
     println!("{REFUSED}{}", error.to_string().lines().collect::<Vec<_>>().join(" "));
 }
 
 /// Goes where the parent wants this child to run.
-pub(crate) fn take_place(place: &str) -> Result<(), Failure> {
+pub fn take_place(place: &str) -> Result<(), Failure> {
     process::end_with_parent();
     if place != UNPINNED {
         let cpus: Vec<usize> = place.split(',').map(str::parse).collect::<Result<_, _>>()?;

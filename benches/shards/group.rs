@@ -5,8 +5,8 @@ use std::io;
 use annulus::net::{ListenerGroup, Placement, TcpStream};
 use annulus::{Driver, Runtime, Shard};
 
-use super::children::{self, Answer, Failure, Serving};
-use super::servers::BUFFER_BYTES;
+use bench_support::BUFFER_BYTES;
+use bench_support::children::{self, Answer, Failure, Serving};
 
 /// What to run; the parent passes it on the command line.
 #[derive(Clone)]

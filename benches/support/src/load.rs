@@ -14,11 +14,11 @@ use std::{fmt, io, mem};
 use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode, squeue};
 
-use super::children::{self, Failure, LOAD_ROLE, UNPINNED};
-use super::histogram::Histogram;
-use super::process::{Clock, CpuReading, Worker, own_cpu_ns};
-use super::report::Sample;
-use super::ring::{Buffers, Ring, leak};
+use crate::children::{self, Failure, LOAD_ROLE, UNPINNED};
+use crate::figures::Sample;
+use crate::histogram::Histogram;
+use crate::process::{Clock, CpuReading, Worker, own_cpu_ns};
+use crate::ring::{Buffers, Ring, leak};
 
 /// Messages up to this many bytes are compared whole with their echo; of larger ones the two ends
 /// are, and all of every `WHOLE_EVERY`th message.
@@ -67,25 +67,25 @@ impl Waiting {
 }
 
 /// What to do; the parent passes it on the command line.
-pub(crate) struct Plan {
-    pub(crate) place: String,
+pub struct Plan {
+    pub place: String,
     /// The connections go to them in turn.
-    pub(crate) servers: Vec<Target>,
-    pub(crate) connections: u32,
-    pub(crate) message_bytes: usize,
-    pub(crate) warm_up: Duration,
-    pub(crate) window: Duration,
+    pub servers: Vec<Target>,
+    pub connections: u32,
+    pub message_bytes: usize,
+    pub warm_up: Duration,
+    pub window: Duration,
 }
 
 /// A server process.
 #[derive(Clone, Copy)]
-pub(crate) struct Target {
-    pub(crate) pid: u32,
-    pub(crate) address: SocketAddr,
+pub struct Target {
+    pub pid: u32,
+    pub address: SocketAddr,
 }
 
 impl Target {
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+    pub fn parse(text: &str) -> Result<Self, Failure> {
         let (pid, address) = text.split_once('@').ok_or("a server is PID@ADDRESS")?;
         Ok(Self { pid: pid.parse()?, address: address.parse()? })
     }
@@ -99,7 +99,7 @@ impl fmt::Display for Target {
 
 impl Plan {
     /// Starts a child that does it.
-    pub(crate) fn start(&self) -> io::Result<Worker> {
+    pub fn start(&self) -> io::Result<Worker> {
         Worker::spawn(&[
             LOAD_ROLE.to_owned(),
             self.place.clone(),
@@ -127,7 +127,7 @@ impl Plan {
 }
 
 /// The role of the child: prints the sample.
-pub(crate) fn play(arguments: &[String]) -> Result<(), Failure> {
+pub fn play(arguments: &[String]) -> Result<(), Failure> {
     let plan = Plan::parse(arguments)?;
     children::take_place(&plan.place)?;
     match open(&plan) {
@@ -209,7 +209,7 @@ impl Generator {
             echoes,
             connections: Vec::new(),
             messages: Messages::new(count as usize, plan.message_bytes),
-            histogram: Histogram::new(),
+            histogram: Histogram::default(),
             clock: Clock::start(),
             now_ns: 0,
             waiting: Waiting::choose(plan.connections, plan.place != UNPINNED),
@@ -251,7 +251,7 @@ impl Generator {
         };
         self.ring.submit_and_wait(want)?;
         self.now_ns = self.clock.now_ns();
-        while let Some(completion) = self.ring.next() {
+        while let Some(completion) = self.ring.next_completion() {
             self.received(&completion)?;
         }
         self.echoes.publish();
@@ -366,7 +366,7 @@ impl Messages {
 }
 
 fn alike(expected: &[u8], piece: &[u8], sequence: u64) -> bool {
-    if expected.len() <= COMPARED_WHOLE_BYTES || sequence % WHOLE_EVERY == 0 {
+    if expected.len() <= COMPARED_WHOLE_BYTES || sequence.is_multiple_of(WHOLE_EVERY) {
         return expected == piece;
     }
     let tail = expected.len() - COMPARED_END_BYTES;

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use std::{env, fs, mem, thread};
 
 /// A child of this process. It is killed, by its own process id, and reaped when this is dropped.
-pub(crate) struct Worker {
+pub struct Worker {
     child: Child,
     lines: Receiver<io::Result<String>>,
 }
 
 impl Worker {
     /// Starts this executable again, in the role that `arguments` name.
-    pub(crate) fn spawn(arguments: &[String]) -> io::Result<Self> {
+    pub fn spawn(arguments: &[String]) -> io::Result<Self> {
         let mut child = Command::new(env::current_exe()?)
             .args(arguments)
             // They would turn one row of the table into another.
@@ -33,7 +33,7 @@ impl Worker {
         Ok(Self { child, lines })
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
@@ -41,7 +41,7 @@ impl Worker {
     ///
     /// # Errors
     /// `TimedOut` after `limit`.
-    pub(crate) fn line(&self, limit: Duration) -> io::Result<Option<String>> {
+    pub fn line(&self, limit: Duration) -> io::Result<Option<String>> {
         match self.lines.recv_timeout(limit) {
             Ok(line) => line.map(Some),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
@@ -62,14 +62,14 @@ impl Drop for Worker {
 }
 
 /// Ends this process with its parent, so that an interrupted benchmark leaves no server behind.
-pub(crate) fn end_with_parent() {
+pub fn end_with_parent() {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of ours.
     let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     assert_eq!(result, 0, "prctl(PR_SET_PDEATHSIG)");
 }
 
 /// The processors this process may run on, in order.
-pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
     // SAFETY: a cpu_set_t is a bit mask, for which all zeros is a value.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the pointer and the size describe `set`, which outlives the call.
@@ -80,7 +80,7 @@ pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
 }
 
 /// Binds this thread, and those it starts from here on, to these processors.
-pub(crate) fn pin(cpus: &[usize]) -> io::Result<()> {
+pub fn pin(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: a cpu_set_t is a bit mask, for which all zeros is a value.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     for &cpu in cpus {
@@ -95,7 +95,7 @@ pub(crate) fn pin(cpus: &[usize]) -> io::Result<()> {
 }
 
 /// Raises the soft limit on descriptors to the hard one and returns it. Children inherit it.
-pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
+pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a writable rlimit.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
@@ -106,7 +106,7 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
 }
 
 /// The processor time that this process has used, in nanoseconds.
-pub(crate) fn own_cpu_ns() -> u64 {
+pub fn own_cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a writable timespec.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
@@ -116,17 +116,17 @@ pub(crate) fn own_cpu_ns() -> u64 {
 
 /// What a thread or a process has had of the processors.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct CpuTime {
-    pub(crate) ran_ns: u64,
+pub struct CpuTime {
+    pub ran_ns: u64,
     /// Ready to run, while something else ran.
-    pub(crate) waited_ns: u64,
+    pub waited_ns: u64,
 }
 
 /// The processor times of the threads of other processes up to now.
-pub(crate) struct CpuReading(HashMap<String, CpuTime>);
+pub struct CpuReading(HashMap<String, CpuTime>);
 
 impl CpuReading {
-    pub(crate) fn of_all(pids: &[u32]) -> io::Result<Self> {
+    pub fn of_all(pids: &[u32]) -> io::Result<Self> {
         let mut all = HashMap::new();
         for &pid in pids {
             all.extend(Self::of(pid)?.0);
@@ -135,7 +135,7 @@ impl CpuReading {
     }
 
     /// Reads `/proc/PID/task/*/schedstat`: nanoseconds run, nanoseconds waited, time slices.
-    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+    pub fn of(pid: u32) -> io::Result<Self> {
         let mut threads = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let thread = thread?;
@@ -158,7 +158,7 @@ impl CpuReading {
     }
 
     /// The sum over all threads since an earlier reading of the same process.
-    pub(crate) fn since(&self, earlier: &Self) -> CpuTime {
+    pub fn since(&self, earlier: &Self) -> CpuTime {
         let mut sum = CpuTime::default();
         for (thread, now) in &self.0 {
             let before = earlier.0.get(thread).copied().unwrap_or_default();
@@ -171,19 +171,19 @@ impl CpuReading {
 
 /// A clock whose readings are small numbers.
 #[derive(Clone, Copy)]
-pub(crate) struct Clock(Instant);
+pub struct Clock(Instant);
 
 impl Clock {
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    pub(crate) fn now_ns(self) -> u64 {
+    pub fn now_ns(self) -> u64 {
         self.0.elapsed().as_nanos() as u64
     }
 }
 
 /// Turns the answer of a system call into a result.
-pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
+pub fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -8,10 +8,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Instant;
 
-use super::children::{self, Failure};
-use super::load::Target;
-use super::process::{CpuReading, Worker, own_cpu_ns};
-use super::report::Figures;
+use bench_support::children::{self, Failure};
+use bench_support::figures::Figures;
+use bench_support::load::Target;
+use bench_support::process::{CpuReading, Worker, own_cpu_ns};
 
 /// The first argument of the child.
 pub(crate) const SHORT_ROLE: &str = "short";

@@ -5,19 +5,29 @@
 //! interleaved (A B C, A B C, ..) and the table shows medians over rounds. The figure to judge by
 //! is the server's processor time per request: it hardly depends on who waits for whom.
 //!
-//! `cargo bench --bench echo -- --help` lists the options.
+//! `cargo run --release -p versus -- --help` lists the options.
 
 use std::process::ExitCode;
 use std::{env, io};
 
-mod support;
+mod options;
+mod report;
+mod servers;
+mod work;
 
-use support::children::{self, Answer, Failure, LOAD_ROLE, MEASURE_MARGIN, SERVER_ROLE, UNPINNED};
-use support::load::{self, Plan};
-use support::options::{Options, USAGE};
-use support::process;
-use support::report::{self, Sample, Series};
-use support::servers::Server;
+use crate::options::{Options, USAGE};
+use crate::report::Series;
+use crate::servers::Server;
+use crate::work::Work;
+use bench_support::BUFFER_BYTES;
+use bench_support::children::{
+    self, Answer, Failure, LOAD_ROLE, MEASURE_MARGIN, SERVER_ROLE, UNPINNED,
+};
+use bench_support::figures::Sample;
+use bench_support::load::{self, Plan};
+use bench_support::process;
+
+const ECHO: Work = Work::Echo { buffer_bytes: BUFFER_BYTES };
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -34,7 +44,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("echo benchmark: {error}");
+            eprintln!("versus: {error}");
             ExitCode::FAILURE
         }
     }
@@ -55,8 +65,12 @@ fn measure_all(arguments: &[String]) -> Result<(), Failure> {
             );
             continue;
         }
-        let mut all: Vec<Series> =
-            options.servers.iter().map(|&server| Series { server, samples: vec![] }).collect();
+        let mut all: Vec<Series> = options
+            .servers
+            .iter()
+            .filter(|server| server.does(ECHO))
+            .map(|&server| Series { server, samples: vec![] })
+            .collect();
         let mut refused = vec![];
         for round in 1..=options.rounds {
             for series in &mut all {
@@ -99,8 +113,11 @@ fn measure(
     options: &Options,
     places: &Places,
 ) -> Result<Outcome, Failure> {
-    let serving = match children::start_server(&[places.server.clone(), server.name().to_owned()])?
-    {
+    let serving = match children::start_server(&[
+        places.server.clone(),
+        server.name.to_owned(),
+        ECHO.to_string(),
+    ])? {
         Answer::Given(serving) => serving,
         Answer::Refused(reason) => return Ok(Outcome::Refused(reason)),
     };
@@ -150,13 +167,13 @@ impl Places {
     }
 }
 
-/// The role of a server: `PLACE NAME`.
+/// The role of a server: `PLACE NAME WORK`.
 fn serve(arguments: &[String]) -> Result<(), Failure> {
-    let [place, name] = arguments else { return Err("server PLACE NAME".into()) };
+    let [place, name, work] = arguments else { return Err("server PLACE NAME WORK".into()) };
     children::take_place(place)?;
     let server = Server::named(name).ok_or(format!("no server {name:?}"))?;
     // A server returns only if it could not start; later the parent kills it.
-    if let Err(error) = server.serve() {
+    if let Err(error) = server.serve(work.parse()?) {
         children::refuse(&*error);
     }
     Ok(())

@@ -19,16 +19,17 @@ use std::{env, io};
 use annulus::Driver;
 use annulus::net::Placement;
 
-mod support;
+mod group;
+mod short;
 
-use support::children::{self, Answer, Failure, LOAD_ROLE, MEASURE_MARGIN};
-use support::children::{SERVER_ROLE, Serving, UNPINNED};
-use support::group::{self, Group, Pins, Service};
-use support::load;
-use support::options::{SECONDS_MAX, number};
-use support::process;
-use support::report::{Figures, Sample, median};
-use support::short::{self, CLIENTS, REQUEST_BYTES, SHORT_ROLE};
+use bench_support::children::{self, Answer, Failure, LOAD_ROLE, MEASURE_MARGIN};
+use bench_support::children::{SERVER_ROLE, Serving, UNPINNED};
+use bench_support::figures::{Figures, Sample, median};
+use bench_support::load;
+use bench_support::options::{SECONDS_MAX, number};
+use bench_support::process;
+use group::{Group, Pins, Service};
+use short::{CLIENTS, REQUEST_BYTES, SHORT_ROLE};
 
 const USAGE: &str = "\
 cargo bench --bench shards -- [OPTIONS]

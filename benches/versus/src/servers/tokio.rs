@@ -1,0 +1,76 @@
+//! tokio, on one thread and on its pool.
+
+use std::io;
+
+use bench_support::children::{Failure, announce};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
+
+pub(crate) fn does(work: Work) -> bool {
+    !matches!(work, Work::Relay | Work::Http)
+}
+
+pub(crate) fn current_thread(work: Work) -> Result<(), Failure> {
+    serve(&Builder::new_current_thread().enable_all().build()?, work)
+}
+
+/// As many threads as the process has processors, which is what a program gets that does not ask.
+pub(crate) fn multi_thread(work: Work) -> Result<(), Failure> {
+    serve(&Builder::new_multi_thread().enable_all().build()?, work)
+}
+
+fn serve(runtime: &Runtime, work: Work) -> Result<(), Failure> {
+    let accepting = async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        announce(listener.local_addr()?);
+        loop {
+            let (stream, _peer) = listener.accept().await?;
+            stream.set_nodelay(true)?; // annulus does so by default.
+            match work {
+                Work::Echo { buffer_bytes } => tokio::spawn(echo(stream, buffer_bytes)),
+                Work::SmallWrites => tokio::spawn(small_writes(stream)),
+                Work::Source => tokio::spawn(source(stream)),
+                Work::Sink => tokio::spawn(sink(stream)),
+                other => return Err(io::Error::other(format!("tokio has no server for {other}"))),
+            };
+        }
+    };
+    // On the pool only what is spawned runs there.
+    Ok(runtime.block_on(async { tokio::spawn(accepting).await })??)
+}
+
+async fn echo(mut stream: TcpStream, buffer_bytes: usize) -> io::Result<()> {
+    let mut buffer = vec![0; buffer_bytes];
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(()),
+            received => stream.write_all(&buffer[..received]).await?,
+        }
+    }
+}
+
+async fn small_writes(mut stream: TcpStream) -> io::Result<()> {
+    let mut request = [0; REQUEST_BYTES];
+    loop {
+        stream.read_exact(&mut request).await?;
+        for _ in 0..SMALL_WRITES {
+            stream.write_all(&request).await?;
+        }
+    }
+}
+
+async fn source(mut stream: TcpStream) -> io::Result<()> {
+    let block = vec![0; BLOCK_BYTES];
+    loop {
+        stream.write_all(&block).await?;
+    }
+}
+
+async fn sink(mut stream: TcpStream) -> io::Result<()> {
+    let mut block = vec![0; BLOCK_BYTES];
+    while stream.read(&mut block).await? > 0 {}
+    Ok(())
+}
