@@ -40,6 +40,8 @@
 //! - [`Builder::stall`]: names the task that does not yield, with a backtrace; [`stall`] has the
 //!   report.
 //! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
+//! - The features `tokio-io`, `futures-io` and `hyper`: the traits by which other crates read and
+//!   write, on streams and their halves; what else hyper asks of a runtime.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
 //!
 //! # Dropping futures
@@ -56,6 +58,8 @@
 
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
+#[cfg(feature = "hyper")]
+pub use annulus_net::hyper;
 pub use annulus_net::io;
 #[doc(no_inline)]
 pub use annulus_runtime::shutdown::ShutdownToken;

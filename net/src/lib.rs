@@ -14,6 +14,7 @@
 //! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
 //! | `operations` | accept and connect, as entries and as system calls |
 //! | `memory` | what receives write to |
+//! | `traits/` | the traits of tokio, futures and hyper, a feature each |
 //! | `addr` | what can be turned into socket addresses |
 
 #![cfg(target_os = "linux")]
@@ -28,6 +29,7 @@ mod notice;
 mod operations;
 pub mod stream;
 pub mod tcp;
+mod traits;
 pub mod udp;
 pub mod unix;
 
@@ -37,5 +39,7 @@ pub use group::{ListenerGroup, Placement};
 pub use listener::{Accepting, Incoming, Listener};
 pub use stream::{AttachError, DetachError, Detached, Stream, ZeroCopy};
 pub use tcp::{ListenOptions, TcpListener, TcpStream};
+#[cfg(feature = "hyper")]
+pub use traits::hyper;
 pub use udp::{UdpOptions, UdpSocket};
 pub use unix::{Credentials, UnixListenOptions, UnixListener, UnixStream};

@@ -15,6 +15,7 @@ use std::time::Duration;
 use annulus::{Driver, Runtime};
 
 pub(crate) mod bytes;
+pub(crate) mod contract;
 pub(crate) mod cut;
 pub(crate) mod peer;
 pub(crate) mod process;

@@ -168,6 +168,11 @@ impl Connection {
         self.outbound().poll_flush(cx)
     }
 
+    #[cfg(feature = "hyper")]
+    pub(crate) fn poll_on_its_way(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outbound().poll_on_its_way(cx)
+    }
+
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.outbound().poll_shutdown(cx)
     }

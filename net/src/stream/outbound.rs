@@ -186,6 +186,17 @@ impl Outbound {
         Poll::Pending
     }
 
+    /// Waits while a send waits for room. What is unsent otherwise leaves with this turn.
+    #[cfg(feature = "hyper")]
+    pub(super) fn poll_on_its_way(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        if self.waiting.is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        self.wait(cx, Until::Sent);
+        Poll::Pending
+    }
+
     /// Sends what is unsent, then FIN.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.poll_flush(cx) {
