@@ -13,7 +13,6 @@ pub(crate) const SMALL_WRITES: usize = 16;
 pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
 
 /// The body of [`Work::Http`].
-#[expect(dead_code, reason = "until a server of HTTP is here")]
 pub(crate) const HELLO: &str = "Hello, world!";
 
 /// Every connection is one task. A peer that ends the stream ends it; a peer that resets it too.

@@ -6,10 +6,11 @@ use annulus::Driver;
 use annulus::net::{TcpListener, TcpStream};
 use bench_support::children::{Failure, announce};
 
+use super::http;
 use crate::work::Work;
 
 pub(crate) fn does(work: Work) -> bool {
-    matches!(work, Work::Echo { .. })
+    matches!(work, Work::Echo { .. } | Work::Http)
 }
 
 pub(crate) fn uring(work: Work) -> Result<(), Failure> {
@@ -29,6 +30,7 @@ fn serve(driver: Driver, work: Work) -> Result<(), Failure> {
             let (stream, _peer) = listener.accept().await?;
             match work {
                 Work::Echo { buffer_bytes } => annulus::spawn(echo(stream, buffer_bytes)),
+                Work::Http => annulus::spawn(http::serve(stream)),
                 other => return Err(format!("annulus has no server for {other}").into()),
             };
         }

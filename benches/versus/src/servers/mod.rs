@@ -9,6 +9,7 @@ use crate::work::Work;
 mod annulus;
 mod floor_epoll;
 mod floor_ring;
+mod http;
 mod tokio;
 
 /// A server by name.

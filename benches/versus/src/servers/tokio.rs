@@ -3,14 +3,16 @@
 use std::io;
 
 use bench_support::children::{Failure, announce};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
+use super::http;
 use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
 pub(crate) fn does(work: Work) -> bool {
-    !matches!(work, Work::Relay | Work::Http)
+    work != Work::Relay
 }
 
 pub(crate) fn current_thread(work: Work) -> Result<(), Failure> {
@@ -34,6 +36,7 @@ fn serve(runtime: &Runtime, work: Work) -> Result<(), Failure> {
                 Work::SmallWrites => tokio::spawn(small_writes(stream)),
                 Work::Source => tokio::spawn(source(stream)),
                 Work::Sink => tokio::spawn(sink(stream)),
+                Work::Http => tokio::spawn(http::serve(TokioIo::new(stream))),
                 other => return Err(io::Error::other(format!("tokio has no server for {other}"))),
             };
         }
