@@ -7,10 +7,17 @@ use bench_support::children::Failure;
 use crate::work::Work;
 
 mod annulus;
+mod compio;
+mod desk;
 mod floor_epoll;
 mod floor_ring;
+mod glommio;
 mod http;
+mod monoio;
+mod smol;
 mod tokio;
+mod tokio_desk;
+mod tokio_uring;
 
 /// A server by name.
 #[derive(Clone, Copy)]
@@ -26,6 +33,11 @@ pub(crate) static ALL: &[Server] = &[
     Server { name: "annulus-epoll", does: annulus::does, serve: annulus::epoll },
     Server { name: "tokio", does: tokio::does, serve: tokio::current_thread },
     Server { name: "tokio-multi", does: tokio::does, serve: tokio::multi_thread },
+    Server { name: "monoio", does: monoio::does, serve: monoio::serve },
+    Server { name: "compio", does: compio::does, serve: compio::serve },
+    Server { name: "glommio", does: glommio::does, serve: glommio::serve },
+    Server { name: "tokio-uring", does: tokio_uring::does, serve: tokio_uring::serve },
+    Server { name: "smol", does: smol::does, serve: smol::serve },
     Server { name: "floor-ring", does: floor_ring::does, serve: floor_ring::serve },
     Server { name: "floor-epoll", does: floor_epoll::does, serve: floor_epoll::serve },
 ];
