@@ -13,6 +13,11 @@ mod floor_epoll;
 mod floor_ring;
 mod glommio;
 mod http;
+#[cfg(libuv)]
+mod libuv;
+#[cfg(not(libuv))]
+#[path = "libuv_missing.rs"]
+mod libuv;
 mod monoio;
 mod smol;
 mod tokio;
@@ -38,6 +43,7 @@ pub(crate) static ALL: &[Server] = &[
     Server { name: "glommio", does: glommio::does, serve: glommio::serve },
     Server { name: "tokio-uring", does: tokio_uring::does, serve: tokio_uring::serve },
     Server { name: "smol", does: smol::does, serve: smol::serve },
+    Server { name: "libuv", does: libuv::does, serve: libuv::serve },
     Server { name: "floor-ring", does: floor_ring::does, serve: floor_ring::serve },
     Server { name: "floor-epoll", does: floor_epoll::does, serve: floor_epoll::serve },
 ];
