@@ -2,15 +2,15 @@
 
 use std::io;
 
-use annulus::Driver;
 use annulus::net::{TcpListener, TcpStream};
+use annulus::{Driver, Shard};
 use bench_support::children::{Failure, announce};
 
 use super::http;
-use crate::work::Work;
+use crate::work::{REQUEST_BYTES, Work};
 
 pub(crate) fn does(work: Work) -> bool {
-    matches!(work, Work::Echo { .. } | Work::Http)
+    matches!(work, Work::Echo { .. } | Work::Relay | Work::Http)
 }
 
 pub(crate) fn uring(work: Work) -> Result<(), Failure> {
@@ -22,7 +22,9 @@ pub(crate) fn epoll(work: Work) -> Result<(), Failure> {
 }
 
 fn serve(driver: Driver, work: Work) -> Result<(), Failure> {
-    let runtime = annulus::Runtime::builder().driver(driver).build()?;
+    // Only a relay has use for a second one.
+    let shards = if work == Work::Relay { 2 } else { 1 };
+    let runtime = annulus::Runtime::builder().driver(driver).shards(shards).build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         announce(listener.local_addr()?);
@@ -30,6 +32,7 @@ fn serve(driver: Driver, work: Work) -> Result<(), Failure> {
             let (stream, _peer) = listener.accept().await?;
             match work {
                 Work::Echo { buffer_bytes } => annulus::spawn(echo(stream, buffer_bytes)),
+                Work::Relay => annulus::spawn(relay(stream, runtime.shards()[1].clone())),
                 Work::Http => annulus::spawn(http::serve(stream)),
                 other => return Err(format!("annulus has no server for {other}").into()),
             };
@@ -44,5 +47,15 @@ async fn echo(mut stream: TcpStream, buffer_bytes: usize) -> io::Result<()> {
             0 => return Ok(()),
             received => stream.write_all(&buffer[..received]).await?,
         }
+    }
+}
+
+/// A task on another shard is asked by being spawned there, and answers through its handle.
+async fn relay(mut stream: TcpStream, other: Shard) -> io::Result<()> {
+    let mut request = [0; REQUEST_BYTES];
+    loop {
+        stream.read_exact(&mut request).await?;
+        let answer = other.spawn_with(move || async move { request }).await;
+        stream.write_all(&answer.map_err(io::Error::other)?).await?;
     }
 }

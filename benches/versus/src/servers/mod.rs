@@ -37,7 +37,7 @@ pub(crate) static ALL: &[Server] = &[
     Server { name: "annulus-uring", does: annulus::does, serve: annulus::uring },
     Server { name: "annulus-epoll", does: annulus::does, serve: annulus::epoll },
     Server { name: "tokio", does: tokio::does, serve: tokio::current_thread },
-    Server { name: "tokio-multi", does: tokio::does, serve: tokio::multi_thread },
+    Server { name: "tokio-multi", does: tokio::multi_thread_does, serve: tokio::multi_thread },
     Server { name: "monoio", does: monoio::does, serve: monoio::serve },
     Server { name: "compio", does: compio::does, serve: compio::serve },
     Server { name: "glommio", does: glommio::does, serve: glommio::serve },

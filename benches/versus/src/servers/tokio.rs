@@ -9,14 +9,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
 use super::http;
+use super::tokio_desk::Desk;
 use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
-pub(crate) fn does(work: Work) -> bool {
+pub(crate) fn does(_work: Work) -> bool {
+    true
+}
+
+/// Which of its threads a task of the pool runs on is the pool's choice.
+pub(crate) fn multi_thread_does(work: Work) -> bool {
     work != Work::Relay
 }
 
 pub(crate) fn current_thread(work: Work) -> Result<(), Failure> {
-    serve(&Builder::new_current_thread().enable_all().build()?, work)
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    if work == Work::Relay { serve_relay(&runtime) } else { serve(&runtime, work) }
 }
 
 /// As many threads as the process has processors, which is what a program gets that does not ask.
@@ -43,6 +50,32 @@ fn serve(runtime: &Runtime, work: Work) -> Result<(), Failure> {
     };
     // On the pool only what is spawned runs there.
     Ok(runtime.block_on(async { tokio::spawn(accepting).await })??)
+}
+
+/// With a second runtime, on a thread of its own, which answers.
+fn serve_relay(runtime: &Runtime) -> Result<(), Failure> {
+    let desk = Desk::open(|clerk| {
+        Builder::new_current_thread().enable_all().build()?.block_on(clerk.answer());
+        Ok(())
+    });
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        announce(listener.local_addr()?);
+        loop {
+            let (stream, _peer) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            tokio::spawn(relay(stream, desk.clone()));
+        }
+    })
+}
+
+async fn relay(mut stream: TcpStream, desk: Desk) -> io::Result<()> {
+    let mut request = vec![0; REQUEST_BYTES];
+    loop {
+        stream.read_exact(&mut request).await?;
+        request = desk.ask(request).await?;
+        stream.write_all(&request).await?;
+    }
 }
 
 async fn echo(mut stream: TcpStream, buffer_bytes: usize) -> io::Result<()> {
