@@ -10,6 +10,8 @@ pub struct Sample {
     pub window_ns: u64,
     pub server_cpu_ns: u64,
     pub server_waited_ns: u64,
+    /// How often a thread of the server was given a processor.
+    pub server_switches: u64,
     pub load_cpu_ns: u64,
     pub p50_ns: u64,
     pub p99_ns: u64,
@@ -49,9 +51,9 @@ impl Sample {
 impl fmt::Display for Sample {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { requests, window_ns, server_cpu_ns, server_waited_ns, .. } = self;
-        let Self { load_cpu_ns, p50_ns, p99_ns, p999_ns, .. } = self;
+        let Self { server_switches, load_cpu_ns, p50_ns, p99_ns, p999_ns, .. } = self;
         write!(formatter, "{requests} {window_ns} {server_cpu_ns} {server_waited_ns} ")?;
-        write!(formatter, "{load_cpu_ns} {p50_ns} {p99_ns} {p999_ns}")
+        write!(formatter, "{server_switches} {load_cpu_ns} {p50_ns} {p99_ns} {p999_ns}")
     }
 }
 
@@ -65,7 +67,7 @@ impl FromStr for Sample {
         else {
             return Err(format!("the load generator said {line:?}"));
         };
-        let &[load_cpu_ns, p50_ns, p99_ns, p999_ns] = rest else {
+        let &[server_switches, load_cpu_ns, p50_ns, p99_ns, p999_ns] = rest else {
             return Err(format!("the load generator said {line:?}"));
         };
         if requests == 0 {
@@ -76,6 +78,7 @@ impl FromStr for Sample {
             window_ns,
             server_cpu_ns,
             server_waited_ns,
+            server_switches,
             load_cpu_ns,
             p50_ns,
             p99_ns,

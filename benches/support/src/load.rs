@@ -171,6 +171,7 @@ fn run(plan: &Plan, ring: Ring, echoes: Buffers) -> io::Result<Sample> {
         window_ns,
         server_cpu_ns: server.ran_ns,
         server_waited_ns: server.waited_ns,
+        server_switches: server.slices,
         load_cpu_ns: load_after_ns.saturating_sub(load_before_ns),
         p50_ns: histogram.quantile(0.5),
         p99_ns: histogram.quantile(0.99),

@@ -120,6 +120,8 @@ pub struct CpuTime {
     pub ran_ns: u64,
     /// Ready to run, while something else ran.
     pub waited_ns: u64,
+    /// How often it was given a processor.
+    pub slices: u64,
 }
 
 /// The processor times of the threads of other processes up to now.
@@ -143,12 +145,12 @@ impl CpuReading {
             let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
             let fields: Vec<u64> =
                 text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-            let &[ran_ns, waited_ns, _slices] = &fields[..] else {
+            let &[ran_ns, waited_ns, slices] = &fields[..] else {
                 let text = format!("schedstat reads {text:?}");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             };
             let name = thread.file_name().to_string_lossy().into_owned();
-            threads.insert(name, CpuTime { ran_ns, waited_ns });
+            threads.insert(name, CpuTime { ran_ns, waited_ns, slices });
         }
         if threads.is_empty() {
             let text = format!("/proc/{pid}/task/*/schedstat cannot be read");
@@ -164,6 +166,7 @@ impl CpuReading {
             let before = earlier.0.get(thread).copied().unwrap_or_default();
             sum.ran_ns += now.ran_ns.saturating_sub(before.ran_ns);
             sum.waited_ns += now.waited_ns.saturating_sub(before.waited_ns);
+            sum.slices += now.slices.saturating_sub(before.slices);
         }
         sum
     }
