@@ -270,7 +270,8 @@ each_driver! {
         });
         let polls = polls.await.unwrap();
         let (seen, after) = watching.join().unwrap();
-        assert_eq!(seen, polls, "it was seen while it was under way");
+        // Within the poll it counts; others see its number when its turn is over.
+        assert!(seen < polls, "it was seen while it was under way");
         assert!(after + SLACK >= LONG);
     }
 

@@ -1,8 +1,15 @@
 //! How a shard measures itself: stamps around polls and waits, kept on its board.
 //!
 //! The end of one poll is the beginning of the next, and so is the end of a wait for the first poll
-//! behind it (what wakers and timers do in between is taken for its): a stamp is taken for each
-//! poll, two for each wait, and one for a run of polls without a wait before it.
+//! behind it (what wakers and timers do in between is taken for its). Two stamps are taken for each
+//! wait, and one for a run of polls without a wait before it.
+//!
+//! A stamp takes longer than a poll that has little to do, so that not each poll has its own. A run
+//! is divided into **stretches**, each with a stamp at its end: one poll at first, then twice as
+//! many as in the one before, up to [`STRETCH_POLLS_MAX`], while stretches are short
+//! ([`SHORT_STRETCH`]); behind one that is not the next is one poll again. So polls that take long
+//! have a stamp each, but for those that follow upon short ones, and only for these few
+//! the end of a run comes late, or several polls pass for one.
 //!
 //! # What is work
 //!
@@ -26,17 +33,30 @@ use crate::ticks::Ticks;
 /// How often the processor time is asked for: a system call of some 0.2 µs.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Polls that share a stamp at most: with four, stamps are a quarter of what they would cost, and a
+/// run that turns slow is noticed three polls late.
+const STRETCH_POLLS_MAX: u32 = 4;
+
+/// Below this a stretch is short. Where polls take as long as this, a stamp for each is nothing.
+const SHORT_STRETCH: Duration = Duration::from_micros(4);
+
 pub(crate) struct Meter {
     board: Arc<Board>,
     ticks: Ticks,
-    /// The latest stamp of a run: when the last poll ended.
+    /// The latest stamp of a run: when the last stretch ended.
     stamp: Cell<u64>,
+    /// How many polls the present stretch has, and how many of them have not begun.
+    stretch: Cell<u32>,
+    left: Cell<u32>,
+    /// All polls of the stretches before.
+    polls: Cell<u64>,
     run_began: Cell<u64>,
     /// The end of the wait before the next run of polls, or 0.
     woke: Cell<u64>,
     sample: Cell<Sample>,
     process: Process,
     run_ticks_max: u64,
+    short_ticks: u64,
     second_ticks: u64,
     sample_ticks: u64,
 }
@@ -57,11 +77,15 @@ impl Meter {
         Meter {
             ticks,
             stamp: Cell::new(0),
+            stretch: Cell::new(0),
+            left: Cell::new(0),
+            polls: Cell::new(0),
             run_began: Cell::new(0),
             woke: Cell::new(0),
             sample: Cell::default(),
             process: Process::current(),
             run_ticks_max: ticks.count(RUN_TIME_MAX),
+            short_ticks: ticks.count(SHORT_STRETCH),
             second_ticks: ticks.count(SECOND),
             sample_ticks: ticks.count(SAMPLE_INTERVAL),
             board,
@@ -87,8 +111,8 @@ impl Meter {
             0 => self.ticks.now(),
             woke => woke,
         };
-        self.stamp.set(now);
         self.run_began.set(now);
+        self.begin_stretch(1, now);
         if now.wrapping_sub(self.board.get(Word::SecondBegan)) >= self.second_ticks {
             self.begin_second(now);
         }
@@ -104,20 +128,35 @@ impl Meter {
         self.board.set(Word::SecondBegan, now);
     }
 
-    #[inline(always)]
-    pub(crate) fn begin_poll(&self) {
-        self.board.set(Word::PollBegan, self.stamp.get());
-        self.board.add(Word::Polls, 1);
+    #[inline]
+    fn begin_stretch(&self, polls: u32, now: u64) {
+        self.stamp.set(now);
+        self.stretch.set(polls);
+        self.left.set(polls);
+        self.board.set(Word::PollBegan, now);
     }
 
-    /// Answers whether the run has time left.
+    #[inline(always)]
+    pub(crate) fn begin_poll(&self) {
+        self.left.set(self.left.get() - 1);
+    }
+
+    /// Answers whether the run has time left, as far as that is known.
     #[inline(always)]
     pub(crate) fn end_poll(&self) -> Pace {
-        let now = self.ticks.now();
-        let took = now.saturating_sub(self.stamp.replace(now));
-        if took > self.board.get(Word::LongestNow) {
-            self.note_longest(took);
+        if self.left.get() > 0 { Pace::GoOn } else { self.end_stretch() }
+    }
+
+    fn end_stretch(&self) -> Pace {
+        if !self.process.is_current() {
+            // A poll that its task has left in a forked child: the board is the parent's.
+            return Pace::Stop;
         }
+        let now = self.ticks.now();
+        let (took, polls) = (self.take_stretch(now), self.stretch.get());
+        let short = took < self.short_ticks;
+        let polls = if short { (2 * polls).min(STRETCH_POLLS_MAX) } else { 1 };
+        self.begin_stretch(polls, now);
         if now.wrapping_sub(self.run_began.get()) < self.run_ticks_max {
             Pace::GoOn
         } else {
@@ -125,12 +164,25 @@ impl Meter {
         }
     }
 
+    /// The stretch ends with the polls that have begun. Answers how long it took.
+    #[inline]
+    fn take_stretch(&self, now: u64) -> u64 {
+        self.polls.set(self.polls_so_far());
+        self.left.set(self.stretch.get());
+        let took = now.saturating_sub(self.stamp.get());
+        if took > self.board.get(Word::LongestNow) {
+            self.note_longest(took);
+        }
+        took
+    }
+
+    /// The poll under way among them.
+    fn polls_so_far(&self) -> u64 {
+        self.polls.get() + u64::from(self.stretch.get() - self.left.get())
+    }
+
     #[cold]
     fn note_longest(&self, took: u64) {
-        if !self.process.is_current() {
-            // A poll that its task has left in a forked child: the board is the parent's.
-            return;
-        }
         self.board.set(Word::LongestNow, took);
         if took > self.board.get(Word::LongestPoll) {
             self.board.set(Word::LongestPoll, took);
@@ -139,6 +191,13 @@ impl Meter {
 
     #[inline]
     pub(crate) fn end_run(&self) {
+        if !self.process.is_current() {
+            return;
+        }
+        if self.left.get() < self.stretch.get() {
+            self.take_stretch(self.ticks.now());
+        }
+        self.board.set(Word::Polls, self.polls.get());
         self.board.set(Word::PollBegan, 0);
         // A poll may have waited, too.
         self.woke.set(0);
@@ -204,6 +263,7 @@ impl Meter {
     #[inline]
     pub(crate) fn publish(&self, counts: Counts, tasks: usize) {
         let Counts { enters, submissions, completions, overflows, stale_keys, pool_dry } = counts;
+        self.board.set(Word::Polls, self.polls_so_far());
         self.board.set(Word::Enters, enters);
         self.board.set(Word::Submissions, submissions);
         self.board.set(Word::Completions, completions);
@@ -245,6 +305,70 @@ mod tests {
     use crate::executor::TaskInfo;
     use crate::fork::tests::in_child;
     use crate::metrics::board;
+
+    /// A poll of this length, at least.
+    fn poll(meter: &Meter, length: Duration) -> Pace {
+        meter.begin_poll();
+        let start = std::time::Instant::now();
+        while start.elapsed() < length {}
+        meter.end_poll()
+    }
+
+    #[test]
+    fn polls_that_take_long_have_a_stamp_each_and_others_share_one() {
+        let meter = Meter::new(0, Driver::Epoll);
+        meter.begin_run();
+        let mut polls = 0;
+        for _ in 0..3 {
+            // Another thread may hold this one up, and so make a poll of nothing long.
+            while meter.stretch.get() < STRETCH_POLLS_MAX {
+                let _pace = poll(&meter, Duration::ZERO);
+                polls += 1;
+            }
+            for _ in 0..meter.left.get() {
+                let _pace = poll(&meter, SHORT_STRETCH);
+                polls += 1;
+                assert_eq!(meter.polls_so_far(), polls);
+            }
+            for _ in 0..3 {
+                assert_eq!((meter.stretch.get(), meter.left.get()), (1, 1));
+                let stamp = meter.stamp.get();
+                let _pace = poll(&meter, SHORT_STRETCH);
+                polls += 1;
+                assert!(meter.stamp.get() > stamp);
+            }
+        }
+        assert_eq!(meter.polls_so_far(), polls);
+    }
+
+    #[test]
+    fn a_run_that_turns_slow_ends_within_a_few_polls() {
+        let meter = Meter::new(0, Driver::Epoll);
+        meter.begin_run();
+        while meter.stretch.get() < STRETCH_POLLS_MAX {
+            let _pace = poll(&meter, Duration::ZERO);
+        }
+        let slow = (1..).find(|_| poll(&meter, RUN_TIME_MAX) == Pace::Stop);
+        assert!(slow <= Some(STRETCH_POLLS_MAX), "{slow:?}");
+        meter.begin_run();
+        assert_eq!(poll(&meter, RUN_TIME_MAX), Pace::Stop, "a new run looks at once");
+    }
+
+    #[test]
+    fn the_end_of_a_run_ends_its_last_poll() {
+        let meter = Meter::new(0, Driver::Epoll);
+        meter.begin_run();
+        while meter.stretch.get() < STRETCH_POLLS_MAX {
+            let _pace = poll(&meter, Duration::ZERO);
+        }
+        let _pace = poll(&meter, RUN_TIME_MAX);
+        meter.end_run();
+        let longest = meter.ticks.duration(meter.board.get(Word::LongestNow));
+        // The clocks differ by a thousandth.
+        assert!(longest > RUN_TIME_MAX - RUN_TIME_MAX / 100, "{longest:?}");
+        assert_eq!(meter.board.get(Word::Polls), meter.polls_so_far());
+        assert_eq!(meter.board.get(Word::PollBegan), 0);
+    }
 
     #[test]
     fn a_forked_child_leaves_its_parents_board_alone() {

@@ -10,8 +10,10 @@
 //! before somebody takes them.
 //!
 //! So what is due waits for a millisecond and one poll, and then for the tasks that are ready
-//! before it. Nobody can interrupt a poll: one that computes for long, or calls what blocks, holds
-//! up its whole shard for that long. [`yield_now`] divides it, [`spawn_blocking`] takes it away.
+//! before it. Where long polls follow upon polls of a few microseconds, up to four of them may pass
+//! before the shard looks at the time. Nobody can interrupt a poll: one that computes for long, or
+//! calls what blocks, holds up its whole shard for that long. [`yield_now`] divides it,
+//! [`spawn_blocking`] takes it away.
 //!
 //! # Watching tasks
 //!

@@ -55,7 +55,9 @@ pub struct Metrics {
     /// waits, which on a busy shard is most of it, as they send before they sleep. That part is
     /// looked at every 10 ms.
     pub busy: Duration,
-    /// The longest poll so far. One that is under way counts.
+    /// The longest poll so far. One that is under way counts. Polls of a few microseconds are
+    /// timed together, four at most, and what they take counts as one; so does a longer one with
+    /// the short ones that were timed with it.
     pub longest_poll: Duration,
     /// The longest of the last one to two seconds.
     pub longest_poll_lately: Duration,
