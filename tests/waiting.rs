@@ -1,10 +1,17 @@
-//! Wake-ups of the root future: found while spinning, and before a paused clock jumps.
+//! Wake-ups: of the root future, while it spins and before a paused clock jumps; and of nobody by
+//! what nobody waits for.
 
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::io::Write;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::mpsc::channel;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use annulus::Runtime;
+use annulus::task::yield_now;
 use annulus::time::timeout;
 
 use common::each_driver;
@@ -66,5 +73,46 @@ each_driver! {
             drop(go);
             peer.join();
         });
+    }
+
+    async fn bytes_that_nobody_waits_for_wake_a_task_once() {
+        let (go, wait) = channel();
+        let (done, written) = channel();
+        let (mut stream, peer) = with_peer(move |mut stream| {
+            for byte in wait {
+                stream.write_all(&[byte]).unwrap();
+                done.send(()).unwrap();
+            }
+        })
+        .await;
+        let polls = Rc::new(Cell::new(0));
+        let task = annulus::spawn({
+            let polls = Rc::clone(&polls);
+            async move {
+                // Begins to wait for the bytes, and gives up.
+                let mut buf = [0];
+                let given_up = poll_fn(|cx| Poll::Ready(pin!(stream.read(&mut buf)).poll(cx)));
+                assert!(given_up.await.is_pending(), "nothing is there yet");
+                poll_fn(|_| {
+                    polls.set(polls.get() + 1);
+                    Poll::<()>::Pending
+                })
+                .await;
+                drop(stream);
+            }
+        });
+        yield_now().await;
+        for byte in 0..5 {
+            go.send(byte).unwrap();
+            written.recv_timeout(Duration::from_secs(10)).expect("the peer writes");
+            // Turns, in which the bytes are found.
+            for _ in 0..5 {
+                yield_now().await;
+            }
+        }
+        assert!((1..=2).contains(&polls.get()), "polled {} times", polls.get());
+        drop(go);
+        peer.await;
+        task.abort();
     }
 }

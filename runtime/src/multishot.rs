@@ -52,6 +52,7 @@ impl<T: MultishotOperation> Multishot<T> {
 
     /// As [`poll_next`](Multishot::poll_next), but arms nothing: `None` if nothing is armed and
     /// all answers were taken.
+    #[inline]
     pub fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
         let answer = self.on_shard(|driver, key| driver.poll_armed(key, cx.waker()));
         let operation = self.operation.as_mut().expect("taken by drop only");
@@ -66,6 +67,7 @@ impl<T: MultishotOperation> Multishot<T> {
         self.operation.as_mut().map(|operation| unsafe { operation.item(completion) })
     }
 
+    #[inline]
     fn on_shard<R>(&self, ask: impl FnOnce(&Driver, Option<Key>) -> R) -> R {
         shard::with(|shard| {
             self.flight.check(shard);

@@ -96,14 +96,24 @@ unsafe impl MultishotOperation for ReceivePooled {
         Interest::Read
     }
 
+    #[inline]
     unsafe fn item(&mut self, completion: Completion) -> Self::Item {
+        match (completion.count(), completion.buffer()) {
+            (length @ 1.., Some(buffer)) => Ok(Some(self.pool.lend(buffer, length))),
+            _ => self.item_without_bytes(completion),
+        }
+    }
+}
+
+impl ReceivePooled {
+    #[cold]
+    fn item_without_bytes(&mut self, completion: Completion) -> io::Result<Option<PoolBuffer>> {
         // The buffer first: it returns to the pool whatever the result says.
-        let length = completion.result().unwrap_or(0);
-        let buffer = completion.buffer().map(|buffer| self.pool.lend(buffer, length));
+        drop(completion.buffer().map(|buffer| self.pool.lend(buffer, 0)));
         if completion.is_errno(libc::ENOBUFS) {
             self.pool.note_dry();
         }
-        completion.result().map(|length| buffer.filter(|_| length > 0))
+        completion.result().map(|_none| None)
     }
 }
 

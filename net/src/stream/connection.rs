@@ -29,7 +29,7 @@ pub(crate) struct Connection {
     inbound: RefCell<Inbound>,
     outbound: RefCell<Outbound>,
     /// What a quiet send has not sent, not yet taken up.
-    fallen_short: Cell<Option<ShortSend>>,
+    fallen_short: Cell<Option<Box<ShortSend>>>,
     /// The stream is gone; the connection lingers until everything is sent, or this task ends it.
     lingering: RefCell<Option<AbortHandle>>,
     /// Closed with a reset (`SO_LINGER` of zero): unsent bytes are not sent.
@@ -64,8 +64,8 @@ impl Connection {
 
     fn outbound(&self) -> RefMut<'_, Outbound> {
         let mut outbound = self.outbound.borrow_mut();
-        if let Some((buffer, result)) = self.fallen_short.take() {
-            outbound.send_fell_short(buffer, result);
+        if let Some(short) = self.fallen_short.take() {
+            outbound.send_fell_short(short.0, short.1);
         }
         outbound
     }
@@ -278,7 +278,7 @@ impl Resident for Connection {
 
     fn send_fell_short(self: Rc<Self>, buffer: Vec<u8>, result: io::Result<usize>) {
         // Kept until the next use: whoever turned the driver may hold the borrow.
-        self.fallen_short.set(Some((buffer, result)));
+        self.fallen_short.set(Some(Box::new((buffer, result))));
         mark_dirty(self.key);
     }
 }

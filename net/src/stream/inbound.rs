@@ -264,6 +264,7 @@ impl Inbound {
     }
 
     /// Takes the next received buffer, or notes the end, or that the pool is dry.
+    #[inline]
     fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pooled) = &mut self.pooled else { return Poll::Ready(()) };
         let item = match ready!(pooled.poll_armed(cx)) {
@@ -291,10 +292,18 @@ impl Inbound {
         }
     }
 
+    #[inline]
     fn note(&mut self, item: io::Result<Option<PoolBuffer>>) {
         match item {
             Ok(Some(buffer)) => self.front = Some(buffer),
-            Ok(None) => self.ended = true,
+            end_or_error => self.note_end(end_or_error),
+        }
+    }
+
+    #[cold]
+    fn note_end(&mut self, item: io::Result<Option<PoolBuffer>>) {
+        match item {
+            Ok(_) => self.ended = true,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOBUFS) => self.dry = true,
                 Some(libc::EINTR | libc::EAGAIN) => {}

@@ -360,7 +360,15 @@ impl Outbound {
     }
 
     /// Takes what the kernel has answered since.
+    #[inline]
     fn collect(&mut self) {
+        // Nearly always there is nothing: quiet sends answer in another way.
+        if self.waiting.is_some() || !matches!(self.handed, Handed::Nothing | Handed::Abandoned) {
+            self.collect_answers();
+        }
+    }
+
+    fn collect_answers(&mut self) {
         let lent = match &mut self.handed {
             Handed::UnderWay(lent) | Handed::Sent(_, _, lent) => Some(lent),
             Handed::Nothing | Handed::Abandoned => None,

@@ -173,6 +173,7 @@ impl Driver {
     }
 
     /// As [`poll_multishot`](Driver::poll_multishot), but arms nothing: `None` if nothing is armed.
+    #[inline]
     pub(crate) fn poll_armed(
         &self,
         flight: Option<Key>,

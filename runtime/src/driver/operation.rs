@@ -126,6 +126,11 @@ impl Completion {
         u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(errno))
     }
 
+    /// The result as a count: 0 for an error.
+    pub(crate) fn count(self) -> u32 {
+        u32::try_from(self.result).unwrap_or(0)
+    }
+
     pub(crate) fn is_errno(self, errno: i32) -> bool {
         self.result == -errno
     }

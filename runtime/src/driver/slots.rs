@@ -9,6 +9,7 @@ use std::task::Waker;
 use slab::Slab;
 
 use super::operation::{Completion, Orphan};
+use crate::executor::wake_own;
 
 /// Marks the keys of quiet sends.
 const QUIET: u64 = 1 << 63;
@@ -74,6 +75,8 @@ pub(crate) enum State {
 #[derive(Default)]
 pub(crate) struct Multishot {
     pub(crate) waker: Option<Waker>,
+    /// The owner has found nothing: it is to be woken, once.
+    awaited: bool,
     pub(crate) queue: VecDeque<Completion>,
     pub(crate) armed: bool,
     pub(crate) stopping: bool,
@@ -138,7 +141,7 @@ impl Slots {
         let Some(state) = self.get_mut(key) else { return Arrival::Stale };
         match state {
             State::Waiting(waker) => {
-                let waker = waker.take();
+                let waker = waker.take().filter(|waker| !wake_own(waker));
                 *state = State::Done(completion);
                 waker.map_or(Arrival::Quiet, Arrival::Wake)
             }
@@ -162,7 +165,35 @@ pub(crate) const IGNORED_KEY: Key = Key(u64::MAX - 1);
 
 impl Multishot {
     pub(crate) fn new(waker: Waker, queued_max: usize) -> Multishot {
-        Multishot { waker: Some(waker), armed: true, queued_max, ..Multishot::default() }
+        Multishot {
+            waker: Some(waker),
+            awaited: true,
+            armed: true,
+            queued_max,
+            ..Multishot::default()
+        }
+    }
+
+    /// The owner waits, and is to be woken by this waker. False if that is not the one which is
+    /// here: [replace](Multishot::replace_waker) it.
+    pub(crate) fn await_by(&mut self, waker: &Waker) -> bool {
+        self.awaited = self.waker.as_ref().is_some_and(|known| known.will_wake(waker));
+        self.awaited
+    }
+
+    /// The owner waits. Answers the waker of before.
+    pub(crate) fn replace_waker(&mut self, waker: Waker) -> Option<Waker> {
+        self.awaited = true;
+        self.waker.replace(waker)
+    }
+
+    /// Wakes the owner if it waits and is a task of this shard, whose waker stays for the next
+    /// time. Anybody else's is handed out.
+    fn wake(&mut self) -> Option<Waker> {
+        if !std::mem::take(&mut self.awaited) || self.waker.as_ref().is_some_and(wake_own) {
+            return None;
+        }
+        self.waker.take()
     }
 
     fn arrive(&mut self, completion: Completion) -> Arrival {
@@ -176,7 +207,7 @@ impl Multishot {
         if !(stopped && completion.is_errno(libc::ECANCELED)) {
             self.queue.push_back(completion);
         }
-        let waker = self.waker.take();
+        let waker = self.wake();
         if self.armed && !self.stopping && self.queue.len() >= self.queued_max {
             self.stopping = true;
             return Arrival::Stop(waker);

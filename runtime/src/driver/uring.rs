@@ -53,6 +53,8 @@ struct Inner {
     /// Entries that found the queue full and could not be submitted at once.
     backlog: VecDeque<Entry>,
     quiet: Quiet,
+    /// Whether the kernel has such sends.
+    sends_quietly: bool,
     wake_fd: RawFd,
     no_iowait: bool,
     failures: u32,
@@ -68,6 +70,7 @@ impl Uring {
             slots: Slots::default(),
             backlog: VecDeque::new(),
             quiet: Quiet::default(),
+            sends_quietly: quiet_sends(),
             wake_fd,
             no_iowait,
             failures: 0,
@@ -141,7 +144,7 @@ impl Uring {
         let new = Some(waker.clone());
         let old = match self.inner.borrow_mut().slots.get_mut(key) {
             Some(State::Waiting(waker)) => std::mem::replace(waker, new),
-            Some(State::Multishot(multishot)) => std::mem::replace(&mut multishot.waker, new),
+            Some(State::Multishot(multishot)) => new.and_then(|new| multishot.replace_waker(new)),
             _ => new,
         };
         drop(old);
@@ -180,6 +183,7 @@ impl Uring {
     }
 
     /// An answer that has come; waits for one that may come. `None` if nothing is armed.
+    #[inline]
     pub(crate) fn poll_armed(
         &self,
         flight: Option<Key>,
@@ -194,9 +198,8 @@ impl Uring {
         if !multishot.armed {
             return Poll::Ready(None);
         }
-        let known = multishot.waker.as_ref().is_some_and(|old| old.will_wake(waker));
-        drop(inner);
-        if !known {
+        if !multishot.await_by(waker) {
+            drop(inner);
             self.replace_waker(key, waker);
         }
         Poll::Pending
@@ -314,10 +317,10 @@ impl Uring {
         buffer: Vec<u8>,
         owner: ResidentKey,
     ) -> Result<Batch, Vec<u8>> {
-        if !quiet_sends() || buffer.len() > sys::TRANSFER_BYTES_MAX {
+        let mut inner = self.inner.borrow_mut();
+        if !inner.sends_quietly || buffer.len() > sys::TRANSFER_BYTES_MAX {
             return Err(buffer);
         }
-        let mut inner = self.inner.borrow_mut();
         let (batch, entry) = inner.quiet.add(fd, buffer, owner);
         inner.push(entry);
         Ok(batch)

@@ -80,7 +80,7 @@ pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
 pub(crate) use queue::EnterGuard;
-pub(crate) use waker::RootWaker;
+pub(crate) use waker::{RootWaker, wake_own};
 
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};

@@ -62,6 +62,21 @@ fn wake_task(task: TaskPtr) {
     }
 }
 
+/// Wakes a task of the shard at work on this thread. False, and nothing done, if the waker is
+/// another's. Unlike [`Waker::wake_by_ref`] it runs nobody's code.
+pub(crate) fn wake_own(waker: &Waker) -> bool {
+    if !std::ptr::eq(waker.vtable(), &raw const VTABLE) {
+        return false;
+    }
+    // SAFETY: the table says that it is a task's, and the waker keeps the task alive.
+    let task = unsafe { TaskPtr::from_raw(waker.data()) };
+    let own = is_current(task.header().owner.get());
+    if own && task.header().local.wake() == Enqueue::Now {
+        push_current(task);
+    }
+    own
+}
+
 /// Sees to it that the task's future is dropped, if the task is not complete.
 pub(super) fn abort_task(task: TaskPtr) {
     let header = task.header();
