@@ -162,8 +162,9 @@ static void after_write(uv_write_t *queued, int status)
 static void queue(struct connection *connection, const char *bytes, size_t length)
 {
     uv_buf_t rest = uv_buf_init((char *)bytes, (unsigned)length);
+    uv_stream_t *stream = (uv_stream_t *)&connection->stream;
     stop_reading(connection);
-    if (uv_write(&connection->queued, (uv_stream_t *)&connection->stream, &rest, 1, after_write) < 0)
+    if (uv_write(&connection->queued, stream, &rest, 1, after_write) < 0)
         end(connection);
 }
 
