@@ -28,6 +28,7 @@ use bench_support::figures::{Figures, Sample, median};
 use bench_support::load;
 use bench_support::options::{SECONDS_MAX, number};
 use bench_support::process;
+use bench_support::traffic::Traffic;
 use group::{Group, Pins, Service};
 use short::{CLIENTS, REQUEST_BYTES, SHORT_ROLE};
 
@@ -358,7 +359,7 @@ fn echo(groups: &[Group], options: &Options, layout: &Layout) -> Result<Answer<F
             place: place.clone(),
             servers: servers.iter().map(Serving::target).collect(),
             connections: CONNECTIONS / LOADS as u32,
-            message_bytes: MESSAGE_BYTES,
+            traffic: Traffic::echo(MESSAGE_BYTES),
             warm_up,
             window: options.window,
         };

@@ -114,6 +114,17 @@ pub fn own_cpu_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// The processor time that the children of this process have used that it has waited for.
+pub fn children_cpu_ns() -> u64 {
+    // SAFETY: an rusage is made of numbers, for which all zeros is a value.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: `usage` is a writable rusage.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    assert_eq!(result, 0, "getrusage(RUSAGE_CHILDREN)");
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    ns(usage.ru_utime) + ns(usage.ru_stime)
+}
+
 /// What a thread or a process has had of the processors.
 #[derive(Clone, Copy, Default)]
 pub struct CpuTime {

@@ -6,7 +6,7 @@ use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::types::BufRingEntry;
+use io_uring::types::{BufRingEntry, IOU_PBUF_RING_INC};
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squeue};
 
 const PAGE_BYTES: usize = 4096;
@@ -99,55 +99,103 @@ impl Ring {
     }
 }
 
+/// How a group's buffers are used up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Filling {
+    /// Each piece that is received has a buffer of its own.
+    Whole,
+    /// Pieces lie one behind the other, until the buffer is full: small ones share cache lines and
+    /// pages. Since Linux 6.12.
+    Packed,
+}
+
 /// A group of buffers from which the kernel takes one for each piece it receives.
 pub struct Buffers {
     entries: *mut BufRingEntry,
     data: *mut u8,
-    count: u16,
     buffer_bytes: usize,
+    filling: Filling,
+    buffers: Vec<Buffer>,
     tail: u16,
+}
+
+/// What is known of one buffer.
+#[derive(Clone, Copy, Default)]
+struct Buffer {
+    /// Where the next piece will lie.
+    filled: usize,
+    /// Pieces that have been taken and not given back.
+    pieces: u32,
+    /// The kernel puts nothing more into it.
+    full: bool,
+}
+
+/// Bytes that the kernel has put into a buffer.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    pub start: *const u8,
+    pub length: usize,
+    buffer: u16,
 }
 
 impl Buffers {
     /// Registers `count` (a power of two) buffers as group 0.
-    pub fn new(ring: &Ring, count: u16, buffer_bytes: usize) -> io::Result<Self> {
+    pub fn new(ring: &Ring, count: u16, buffer_bytes: usize, filling: Filling) -> io::Result<Self> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel's bounds on a group");
         let entries = leak(usize::from(count) * size_of::<BufRingEntry>()).cast();
-        let data = leak(usize::from(count) * buffer_bytes);
+        let flags = if filling == Filling::Packed { IOU_PBUF_RING_INC as u16 } else { 0 };
         // SAFETY: `entries` has room for `count` entries, is page-aligned and is never freed.
-        unsafe { ring.submitter.register_buf_ring_with_flags(entries as u64, count, 0, 0) }?;
-        let mut buffers = Self { entries, data, count, buffer_bytes, tail: 0 };
-        (0..count).for_each(|id| buffers.give_back(id));
+        unsafe { ring.submitter.register_buf_ring_with_flags(entries as u64, count, 0, flags) }?;
+        let data = leak(usize::from(count) * buffer_bytes);
+        let known = vec![Buffer::default(); usize::from(count)];
+        let mut buffers = Self { entries, data, buffer_bytes, filling, buffers: known, tail: 0 };
+        (0..count).for_each(|id| buffers.offer(id));
         buffers.publish();
         Ok(buffers)
     }
 
-    /// The bytes that a completion says are in buffer `id`.
-    pub fn bytes(&self, id: u16, length: usize) -> &[u8] {
-        assert!(length <= self.buffer_bytes, "the kernel wrote past a buffer");
-        let start = self.start(id);
-        // SAFETY: within the allocation, initialised by the kernel, and its own again only once the
-        // buffer is given back, which borrows `self` mutably.
-        unsafe { std::slice::from_raw_parts(start, length) }
+    /// The piece that a completion of a receive tells of. None if nothing was received.
+    pub fn take(&mut self, completion: &cqueue::Entry) -> Option<Piece> {
+        let id = cqueue::buffer_select(completion.flags())?;
+        let length = usize::try_from(completion.result()).ok().filter(|&length| length > 0)?;
+        let buffer = &mut self.buffers[usize::from(id)];
+        assert!(length <= self.buffer_bytes - buffer.filled, "the kernel wrote past a buffer");
+        // SAFETY: within the allocation: the index was just checked by the slice.
+        let start = unsafe { self.data.add(usize::from(id) * self.buffer_bytes + buffer.filled) };
+        buffer.filled += length;
+        buffer.pieces += 1;
+        buffer.full = match self.filling {
+            Filling::Whole => true,
+            Filling::Packed => !cqueue::buffer_more(completion.flags()),
+        };
+        Some(Piece { start, length, buffer: id })
     }
 
-    /// Where buffer `id` starts.
-    pub fn start(&self, id: u16) -> *const u8 {
-        assert!(id < self.count, "the kernel named a buffer that is not there");
-        // SAFETY: the index was just found to lie within the allocation.
-        unsafe { self.data.add(usize::from(id) * self.buffer_bytes) }
+    /// The bytes of a piece that has not been given back.
+    pub fn bytes(&self, piece: &Piece) -> &[u8] {
+        // SAFETY: initialised by the kernel, which writes there again only once the buffer is
+        // given back, which borrows `self` mutably.
+        unsafe { std::slice::from_raw_parts(piece.start, piece.length) }
     }
 
-    /// Returns a buffer; the kernel sees it after `publish`.
-    pub fn give_back(&mut self, id: u16) {
-        let start = self.start(id) as u64;
-        let index = usize::from(self.tail & (self.count - 1));
+    /// Returns a piece. The kernel sees its buffer, when all of it is back, after `publish`.
+    pub fn give_back(&mut self, piece: Piece) {
+        let buffer = &mut self.buffers[usize::from(piece.buffer)];
+        buffer.pieces -= 1;
+        if buffer.full && buffer.pieces == 0 {
+            *buffer = Buffer::default();
+            self.offer(piece.buffer);
+        }
+    }
+
+    fn offer(&mut self, id: u16) {
+        let index = usize::from(self.tail) & (self.buffers.len() - 1);
         // SAFETY: the index lies within the ring.
         let entry = unsafe { self.entries.add(index) };
         // SAFETY: aligned and zeroed or written before; this thread is the only one to write it.
         let entry = unsafe { &mut *entry };
         // Field by field: a whole entry at index 0 would overwrite the tail, which lives in it.
-        entry.set_addr(start);
+        entry.set_addr(self.data as u64 + u64::from(id) * self.buffer_bytes as u64);
         entry.set_len(self.buffer_bytes as u32);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);

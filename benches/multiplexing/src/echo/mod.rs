@@ -12,6 +12,7 @@ use std::{fs, io, thread};
 use bench_support::children::{self, Answer, Failure, MEASURE_MARGIN, UNPINNED};
 use bench_support::load::Plan;
 use bench_support::process::allowed_cpus;
+use bench_support::traffic::Traffic;
 
 use crate::figure::{Across, Figure, Scale};
 use crate::options::Effort;
@@ -112,7 +113,7 @@ fn measure_one(
         place: places.load.clone(),
         servers: vec![serving.target()],
         connections,
-        message_bytes: MESSAGE_BYTES,
+        traffic: Traffic::echo(MESSAGE_BYTES),
         warm_up: times.warm_up,
         window: times.window,
     };

@@ -11,7 +11,7 @@ use std::thread;
 
 use bench_support::BUFFER_BYTES;
 use bench_support::children::{Failure, announce};
-use bench_support::ring::{Buffers, Ring};
+use bench_support::ring::{Buffers, Filling, Piece, Ring};
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
 
@@ -107,8 +107,8 @@ struct RingServer {
     ring: Ring,
     buffers: Buffers,
     streams: HashMap<i32, OwnedFd>,
-    /// Buffers that the next enter sends.
-    leaving: Vec<u16>,
+    /// What the next enter sends.
+    leaving: Vec<Piece>,
 }
 
 /// The upper half of the user data says what has completed, the lower half on which descriptor.
@@ -119,7 +119,7 @@ const SEND: u64 = 2;
 impl RingServer {
     fn new(listener: &TcpListener) -> io::Result<Self> {
         let ring = Ring::new(SUBMISSIONS, COMPLETIONS)?;
-        let buffers = Buffers::new(&ring, BUFFERS, BUFFER_BYTES)?;
+        let buffers = Buffers::new(&ring, BUFFERS, BUFFER_BYTES, Filling::Whole)?;
         let mut server = Self { ring, buffers, streams: HashMap::new(), leaving: vec![] };
         server.accept(listener)?;
         Ok(server)
@@ -130,8 +130,8 @@ impl RingServer {
         loop {
             self.ring.submit_and_wait(1)?;
             // A send that may not wait is over when it has been submitted.
-            for buffer in self.leaving.drain(..) {
-                self.buffers.give_back(buffer);
+            for piece in self.leaving.drain(..) {
+                self.buffers.give_back(piece);
             }
             self.buffers.publish();
             while let Some(completion) = self.ring.next_completion() {
@@ -171,19 +171,19 @@ impl RingServer {
 
     fn received(&mut self, descriptor: i32, completion: &cqueue::Entry) -> io::Result<()> {
         let is_armed = cqueue::more(completion.flags());
-        match (cqueue::buffer_select(completion.flags()), completion.result()) {
-            (Some(buffer), length @ 1..) => {
-                let start = self.buffers.start(buffer);
-                let entry = opcode::Send::new(Fd(descriptor), start, length as u32)
+        match self.buffers.take(completion) {
+            Some(piece) => {
+                let length = piece.length as u32;
+                let entry = opcode::Send::new(Fd(descriptor), piece.start, length)
                     .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL | libc::MSG_DONTWAIT)
                     .build()
                     .flags(squeue::Flags::SKIP_SUCCESS);
                 self.push(entry, SEND, descriptor)?;
-                self.leaving.push(buffer);
+                self.leaving.push(piece);
             }
             // No buffer was free; there are some again after the next enter.
-            (_, result) if result == -libc::ENOBUFS => {}
-            _ => {
+            None if completion.result() == -libc::ENOBUFS => {}
+            None => {
                 self.streams.remove(&descriptor);
                 return Ok(());
             }

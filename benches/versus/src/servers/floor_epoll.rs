@@ -4,11 +4,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use bench_support::BUFFER_BYTES;
 use bench_support::children::{Failure, announce};
 use bench_support::process::check;
 
-use crate::work::Work;
+use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
 const HUNG_UP: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
@@ -16,17 +15,22 @@ const HUNG_UP: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32
 const EVENTS: usize = 256;
 
 pub(crate) fn does(work: Work) -> bool {
-    matches!(work, Work::Echo { .. })
+    !matches!(work, Work::Relay | Work::Http)
 }
 
 /// Serves for ever.
-pub(crate) fn serve(_echo: Work) -> Result<(), Failure> {
+pub(crate) fn serve(work: Work) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new()?;
     epoll.add(&listener)?;
     announce(listener.local_addr()?);
 
+    let buffer_bytes = match work {
+        Work::Echo { buffer_bytes } => buffer_bytes,
+        _ => BLOCK_BYTES,
+    };
+    let mut server = Server { work, buffer: vec![0; buffer_bytes] };
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS];
     loop {
@@ -37,7 +41,7 @@ pub(crate) fn serve(_echo: Work) -> Result<(), Failure> {
             } else if let Some(connection) = connections[token].as_mut() {
                 // Data and end may share one edge: then a short read is not the last.
                 let until = if event.events & HUNG_UP == 0 { Until::ShortRead } else { Until::End };
-                if let Ok(Life::Over) | Err(_) = connection.echo(until) {
+                if let Ok(Life::Over) | Err(_) = server.serve(connection, until) {
                     connections[token] = None;
                 }
             }
@@ -62,7 +66,7 @@ fn accept(
         epoll.add(&stream)?;
         let token = stream.as_raw_fd() as usize;
         connections.resize_with(connections.len().max(token + 1), || None);
-        connections[token] = Some(Connection { stream, unsent: Vec::new() });
+        connections[token] = Some(Connection { stream, unsent: Vec::new(), request: Vec::new() });
     }
 }
 
@@ -70,6 +74,8 @@ fn accept(
 struct Connection {
     stream: TcpStream,
     unsent: Vec<u8>,
+    /// The part of a request that has come.
+    request: Vec<u8>,
 }
 
 enum Until {
@@ -82,31 +88,73 @@ enum Life {
     Over,
 }
 
-impl Connection {
-    /// Echoes until a short read or a full socket: the next edge comes then, without asking again.
-    fn echo(&mut self, until: Until) -> io::Result<Life> {
-        let mut buffer = [0; BUFFER_BYTES];
+/// What all connections share.
+struct Server {
+    work: Work,
+    buffer: Vec<u8>,
+}
+
+impl Server {
+    fn serve(&mut self, connection: &mut Connection, until: Until) -> io::Result<Life> {
+        if self.work == Work::Source {
+            // Its peer sends nothing: an end is all there is to see.
+            while send(&mut connection.stream, &self.buffer)? > 0 {}
+        }
+        self.answer(connection, until)
+    }
+
+    /// Reads until a short read or a full socket: the next edge comes then, without asking again.
+    fn answer(&mut self, connection: &mut Connection, until: Until) -> io::Result<Life> {
         loop {
-            if !self.unsent.is_empty() {
-                let sent = send(&mut self.stream, &self.unsent)?;
-                self.unsent.drain(..sent);
-                if !self.unsent.is_empty() {
+            if !connection.unsent.is_empty() {
+                let sent = send(&mut connection.stream, &connection.unsent)?;
+                connection.unsent.drain(..sent);
+                if !connection.unsent.is_empty() {
                     return Ok(Life::GoesOn);
                 }
             }
-            let received = match self.stream.read(&mut buffer) {
+            let received = match connection.stream.read(&mut self.buffer) {
                 Ok(0) => return Ok(Life::Over),
                 Ok(received) => received,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Life::GoesOn),
                 Err(error) => return Err(error),
             };
-            let sent = send(&mut self.stream, &buffer[..received])?;
-            self.unsent.extend_from_slice(&buffer[sent..received]);
-            let drained = received < buffer.len() && matches!(until, Until::ShortRead);
-            if drained && self.unsent.is_empty() {
+            let bytes = &self.buffer[..received];
+            match self.work {
+                Work::Sink | Work::Source => {}
+                Work::SmallWrites => connection.answer_copies(bytes)?,
+                _ => connection.send(bytes)?,
+            }
+            let drained = received < self.buffer.len() && matches!(until, Until::ShortRead);
+            if drained && connection.unsent.is_empty() {
                 return Ok(Life::GoesOn);
             }
         }
+    }
+}
+
+impl Connection {
+    /// Sends what fits and keeps the rest.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let sent = send(&mut self.stream, bytes)?;
+        self.unsent.extend_from_slice(&bytes[sent..]);
+        Ok(())
+    }
+
+    /// Answers each whole request by copies of it, all at once.
+    fn answer_copies(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let missing = REQUEST_BYTES - self.request.len();
+            let (now, later) = bytes.split_at(missing.min(bytes.len()));
+            self.request.extend_from_slice(now);
+            if self.request.len() == REQUEST_BYTES {
+                let answer = self.request.repeat(SMALL_WRITES);
+                self.request.clear();
+                self.send(&answer)?;
+            }
+            bytes = later;
+        }
+        Ok(())
     }
 }
 
