@@ -1,6 +1,7 @@
 //! hyper on annulus: the traits, and HTTP as servers and clients speak it.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::future::poll_fn;
 use std::io;
 use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read as _, Write as _};
@@ -42,6 +43,10 @@ each_driver! {
 
     async fn a_reset_is_an_error_and_no_end() {
         contract::a_reset_is_an_error_and_no_end::<Hyper>().await;
+    }
+
+    async fn a_reset_that_a_send_has_met_is_no_end() {
+        contract::a_reset_that_a_send_has_met_is_no_end::<Hyper>().await;
     }
 
     async fn a_write_that_waits_has_taken_nothing() {
@@ -221,7 +226,11 @@ each_driver! {
             Ok::<_, hyper::Error>(Response::new(Full::new(body.to_bytes())))
         });
         let error = http1::Builder::new().serve_connection(stream, service).await.unwrap_err();
-        assert!(!error.is_incomplete_message(), "the reset passed for an end: {error:?}");
+        let first: &(dyn Error + 'static) = &error;
+        let causes = std::iter::successors(Some(first), |&error| error.source());
+        let kind = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).last();
+        let kind = kind.map(io::Error::kind);
+        assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:?}");
         peer.await;
     }
 

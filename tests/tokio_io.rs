@@ -29,6 +29,10 @@ each_driver! {
         contract::a_reset_is_an_error_and_no_end::<Tokio>().await;
     }
 
+    async fn a_reset_that_a_send_has_met_is_no_end() {
+        contract::a_reset_that_a_send_has_met_is_no_end::<Tokio>().await;
+    }
+
     async fn a_write_that_waits_has_taken_nothing() {
         contract::a_write_that_waits_has_taken_nothing::<Tokio>().await;
     }

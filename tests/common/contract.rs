@@ -79,6 +79,19 @@ pub(crate) async fn a_reset_is_an_error_and_no_end<T: Traits>() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
+/// The kernel tells of a reset once: to a send that nobody waits for, here.
+pub(crate) async fn a_reset_that_a_send_has_met_is_no_end<T: Traits>() {
+    let (stream, peer) = with_peer(peer::reset).await;
+    peer.await;
+    let mut io = T::of(stream);
+    write_all(&mut io, b"too late").await;
+    settle().await;
+    for _ in 0..2 {
+        let error = read(&mut io, &mut [0; 8]).await.expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+}
+
 /// Whatever is offered while writes wait, on the wire is what was accepted, once and in order.
 pub(crate) async fn a_write_that_waits_has_taken_nothing<T: Traits>() {
     let (go, wait) = channel::<usize>();

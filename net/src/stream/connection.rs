@@ -88,12 +88,20 @@ impl Connection {
         take: Take,
     ) -> Poll<io::Result<usize>> {
         ready!(poll_budget(cx));
-        self.inbound.borrow_mut().poll_read(cx, memory, take)
+        let count = ready!(self.inbound.borrow_mut().poll_read(cx, memory, take))?;
+        if count == 0 && !memory.is_empty() {
+            self.outbound().end()?;
+        }
+        Poll::Ready(Ok(count))
     }
 
     pub(crate) fn poll_lease(&self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
         ready!(poll_budget(cx));
-        self.inbound.borrow_mut().poll_lease(cx)
+        let lease = ready!(self.inbound.borrow_mut().poll_lease(cx))?;
+        if lease.is_empty() {
+            self.outbound().end()?;
+        }
+        Poll::Ready(Ok(lease))
     }
 
     /// A lease of what has come already.

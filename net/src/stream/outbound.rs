@@ -55,6 +55,8 @@ pub(super) struct Outbound {
     moving: bool,
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
+    /// How the connection was lost, if a send has heard of it: the kernel tells that only once.
+    lost: Option<Lost>,
     /// The task that waits for room or for everything to be sent.
     waiter: Option<Waiter>,
     closing: Closing,
@@ -77,6 +79,10 @@ enum Until {
     /// The buffer that was handed over is back.
     Back,
 }
+
+/// The errno by which a connection was lost that nobody has ended.
+#[derive(Clone, Copy)]
+struct Lost(i32);
 
 /// How far the write side has been closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +114,7 @@ impl Outbound {
             zero_copy: ZeroCopy::at_first(),
             moving: false,
             error: None,
+            lost: None,
             waiter: None,
             closing: Closing::Open,
             released: false,
@@ -263,6 +270,7 @@ impl Outbound {
     pub(super) fn resume(&mut self, unsent: Unsent) {
         let Unsent { bytes, error, closing } = unsent;
         self.unsent = bytes;
+        error.iter().for_each(|error| self.note_lost(error));
         self.error = error;
         self.closing = closing;
         mark_dirty(self.key);
@@ -280,6 +288,19 @@ impl Outbound {
     /// What a quiet send holds is not counted: it is gone when the turn is.
     fn unsent_bytes(&self) -> usize {
         self.unsent.len() + self.waiting_bytes
+    }
+
+    fn note_lost(&mut self, error: &io::Error) {
+        self.lost = match error.raw_os_error() {
+            Some(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)) => Some(Lost(errno)),
+            // Among them EPIPE: the peer had finished before it went.
+            _ => self.lost,
+        };
+    }
+
+    /// What a reader finds behind the last byte: the end, or how the connection was lost.
+    pub(super) fn end(&self) -> io::Result<()> {
+        self.lost.map_or(Ok(()), |Lost(errno)| Err(io::Error::from_raw_os_error(errno)))
     }
 
     /// Reports what went wrong before.
@@ -414,6 +435,7 @@ impl Outbound {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) => {
+                self.note_lost(&error);
                 self.error = Some(error);
                 self.unsent = Vec::new();
                 return;
@@ -459,6 +481,7 @@ impl Outbound {
         self.unsent = unsent;
         let count = match answer {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+                self.note_lost(&e);
                 self.unsent = Vec::new();
                 return Err(e);
             }
