@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Code of the user's, called on the task's own shard.
-type Hook = Arc<dyn Fn(&TaskInfo<'_>) + Send + Sync>;
+pub(super) type Hook = Arc<dyn Fn(&TaskInfo<'_>) + Send + Sync>;
 
 /// One hook for each occasion. What they panic with is caught: a panic is reported by the panic
 /// hook, and harms neither the task nor the shard.

@@ -127,7 +127,7 @@ impl<T> JoinHandle<T> {
     /// # }
     /// ```
     pub fn is_finished(&self) -> bool {
-        self.task.as_ref().is_none_or(|task| task.header().join.is_complete())
+        self.task.as_ref().is_none_or(|task| task.header().shared.is_complete())
     }
 }
 
@@ -139,36 +139,46 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let task = self.task.as_ref().expect("a JoinHandle was polled after it gave its output");
-        // The copy of a task that a forked child has is never polled again.
-        if !task.header().owner.get().is_ours() && !task.header().join.is_complete() {
-            return Poll::Ready(Err(JoinError::cancelled()));
-        }
-        match task.header().wait(cx.waker()) {
-            Waiting::Done => Poll::Pending,
-            Waiting::Complete => {
-                // SAFETY: the task is complete, this is its handle, and it takes the output once,
-                // as it forgets the task below. `new` was promised that the type is right.
-                let output = unsafe { task.ptr().take_output() };
-                self.task = None;
-                Poll::Ready(output)
+        if task.header().shared.look() != Look::Complete {
+            // The copy of a task that a forked child has is never polled again.
+            if !task.header().owner.get().is_ours() {
+                return Poll::Ready(Err(JoinError::cancelled()));
+            }
+            if task.header().wait(cx.waker()) == Waiting::Done {
+                return Poll::Pending;
             }
         }
+        // SAFETY: the task is complete, this is its handle, and it takes the output once, as it
+        // forgets the task. `new` was promised that the type is right.
+        let output = unsafe { task.ptr().take_output() };
+        if let Some(task) = self.task.take() {
+            task.drop_complete();
+        }
+        Poll::Ready(output)
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
+    // Most handles have given their output.
+    #[inline]
     fn drop(&mut self) {
-        let Some(task) = &self.task else { return };
-        match task.header().join.leave() {
-            Leave::Nothing => {}
-            Leave::Waker => {
-                // SAFETY: the field is filled, and the handle just got it back.
-                let waker = unsafe { task.header().take_waker() };
-                contain(|| drop(waker));
-            }
-            // SAFETY: the task is complete and left the output to its handle, which is this one.
-            Leave::Output => unsafe { task.ptr().drop_output() },
+        if let Some(task) = self.task.take() {
+            leave(&task);
         }
+    }
+}
+
+/// The handle of this task goes, before it has given the output.
+fn leave(task: &TaskRef) {
+    match task.header().shared.leave() {
+        Leave::Nothing => {}
+        Leave::Waker => {
+            // SAFETY: the field is filled, and the handle just got it back.
+            let waker = unsafe { task.header().take_waker() };
+            contain(|| drop(waker));
+        }
+        // SAFETY: the task is complete and left the output to its handle, which is this one.
+        Leave::Output => unsafe { task.ptr().drop_output() },
     }
 }
 
@@ -182,7 +192,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 impl Header {
     /// Sees to it that `waker` is woken when the task completes, if it has not.
     fn wait(&self, waker: &Waker) -> Waiting {
-        match self.join.look() {
+        match self.shared.look() {
             Look::Complete => Waiting::Complete,
             Look::WakerOwned => self.lend(waker.clone()),
             Look::WakerLent if self.lent_waker_wakes_as(waker) => Waiting::Done,
@@ -202,7 +212,7 @@ impl Header {
     }
 
     fn exchange(&self, waker: Waker) -> Waiting {
-        if self.join.reclaim_waker() == Waiting::Complete {
+        if self.shared.reclaim_waker() == Waiting::Complete {
             return Waiting::Complete;
         }
         // SAFETY: the field is filled, and the handle just got it back.
@@ -216,7 +226,7 @@ impl Header {
     fn lend(&self, waker: Waker) -> Waiting {
         // SAFETY: the field is the handle's and empty.
         self.waker.with_mut(|field| unsafe { field.write(MaybeUninit::new(waker)) });
-        let answer = self.join.lend_waker();
+        let answer = self.shared.lend_waker();
         if answer == Waiting::Complete {
             // SAFETY: the task completed before it could see the waker, so the field stayed ours.
             drop(unsafe { self.take_waker() });
@@ -243,7 +253,7 @@ impl AbortHandle {
 
     /// Whether the task has finished, as [`JoinHandle::is_finished`] tells.
     pub fn is_finished(&self) -> bool {
-        self.task.as_ref().is_none_or(|task| task.header().join.is_complete())
+        self.task.as_ref().is_none_or(|task| task.header().shared.is_complete())
     }
 }
 

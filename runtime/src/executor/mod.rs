@@ -25,44 +25,46 @@
 //!
 //! 1. A task is polled, and its future dropped, on its owner's thread only, and dropped once. The
 //!    executor holds every uncompleted task, so no reference that is dropped elsewhere is the last.
-//! 2. `Local`, the run queue and the owner's part of `Refs` are touched by the owner's thread only.
+//! 2. `Local`, the run queue and the owner's part of the count in `Shared` are touched by the
+//!    owner's thread only.
 //!    Who asks whether it is the owner compares the task's [`ShardId`] with the thread's, which
 //!    only [`Executor::enter`] sets, and which is never used again after the shard.
-//! 3. Every other thread goes through `Remote` and the [`Mailbox`].
+//! 3. Every other thread goes through `Shared` and the [`Mailbox`].
 //! 4. No borrow is held while the user's code runs: a poll, and the drop of a future, an output, a
 //!    waker or a closure. All of them may spawn, wake and abort. What they panic with is caught.
-//! 5. Once a task is complete its future is gone; whose the output is, `JoinState` says. Then the
+//! 5. Once a task is complete its future is gone; whose the output is, `Shared` says. Then the
 //!    executor lets go, and the memory is freed by whoever drops the last reference, wherever.
 //!
 //! # Why the mailbox is alive when a foreign waker uses it
 //!
-//! A task points to the mailbox without counting. Only a thread that turned the task's `Remote`
-//! from quiet to mailed follows the pointer. Before it pushes it takes a strong count of its own,
+//! A task points to the mailbox without counting. Only a thread that turned the task's `MAILED`
+//! (in `Shared`) on follows the pointer. Before it pushes it takes a strong count of its own,
 //! so all that is to be shown is that the mailbox is alive until then. The thread has a reference
-//! to the task all the while. Let M be the moment it turned `Remote`.
+//! to the task all the while. Let M be the moment it turned the bit on.
 //!
-//! - `Remote` turns quiet again only when the owner takes the mail, hence after the push. And no
-//!   thread turns it after [`TaskPtr::retire`] did, for good. So `retire` comes after M.
-//! - Either `retire` finds `Remote` quiet. Then the mail was taken before, so the count was taken
-//!   before, and that while the executor had not yet retired the task: an executor retires all its
-//!   tasks before it drops its own strong count.
-//! - Or `retire` finds it mailed. Then it gives the task a strong count of its own, while the
-//!   executor still has one. The task keeps it until it is freed, and it is not freed before the
-//!   thread has given up its reference, after the push.
+//! - The bit is turned off only when the owner takes the mail, hence after the push. And no
+//!   thread turns it after `Shared::complete` did, for good. So `complete` comes after M.
+//! - Either `complete` finds the bit off. Then the mail was taken before, so the count was taken
+//!   before, and that while the executor had not yet let go of the task: an executor lets go of
+//!   all its tasks before it drops its own strong count.
+//! - Or `complete` finds it on. Then [`TaskPtr::finish`] gives the task a strong count of its own,
+//!   while the executor still has one. The task keeps it until it is freed, and it is not freed
+//!   before the thread has given up its reference, after the push.
 //!
 //! A task that is spawned for another shard ([`spawn_at`]) is mail first. Until its executor takes
 //! it, who has the mail stands for the executor: the one mailbox that it waits in, or the thread
 //! that found this closed and ends the task. Either has a strong count at hand, which is all that
-//! `retire` asks for. No mailbox is let go of before it is closed, also where its shard never came
-//! to be (`crew`). Nobody owns the task meanwhile, so that all others go through `Remote` and
-//! the shared counts; what they send comes behind the task itself, as the queue keeps the order.
+//! `finish` asks for. No mailbox is let go of before it is closed, also where its shard never came
+//! to be (`crew`). Nobody owns the task meanwhile, so that all others go through `Shared` and
+//! count there; what they send comes behind the task itself, as the queue keeps the order.
 //!
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
-//! reference too; it is freed without a look at `Remote`.
+//! reference too; it is freed without a look at the bit.
 
 mod hooks;
 mod info;
 mod join;
+mod list;
 mod mailbox;
 mod origin;
 mod queue;
@@ -84,10 +86,11 @@ pub(crate) use waker::{RootWaker, wake_own};
 
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};
+use hooks::Hook;
+use list::List;
 use mailbox::{Mail, Owner};
 use origin::Origin;
 use queue::Queue;
-use slab::Slab;
 use state::{Asked, Enqueue, Pause, Start};
 use std::cell::RefCell;
 use std::future::Future;
@@ -101,7 +104,7 @@ pub(crate) struct Executor {
     mailbox: Arc<Mailbox>,
     queue: Queue,
     /// Every uncompleted task; being listed is being held.
-    tasks: RefCell<Slab<TaskPtr>>,
+    tasks: RefCell<List>,
     /// The task whose future is being polled or dropped.
     current: Cell<Option<TaskPtr>>,
     /// The shard's place in its runtime.
@@ -119,7 +122,7 @@ impl Executor {
             shard: mailbox.shard(),
             mailbox,
             queue: Queue::new(),
-            tasks: RefCell::new(Slab::new()),
+            tasks: RefCell::new(List::new()),
             current: Cell::new(None),
             index: 0,
             hooks: None,
@@ -181,14 +184,20 @@ impl Executor {
     }
 
     /// Takes a new task in, which is held from then on.
+    #[inline]
     fn admit(&self, task: TaskPtr) {
         let index = self.tasks.borrow_mut().insert(task);
-        let index = u32::try_from(index).expect("fewer than 2^32 tasks on a shard");
         task.header().index.set(index);
         self.queue.push(task);
         if let Some(hooks) = &self.hooks {
-            hooks::call(&hooks.spawn, self.info(task));
+            self.tell(&hooks.spawn, task);
         }
+    }
+
+    /// Most shards have no hooks.
+    #[cold]
+    fn tell(&self, hook: &Option<Hook>, task: TaskPtr) {
+        hooks::call(hook, self.info(task));
     }
 
     fn info(&self, task: TaskPtr) -> TaskInfo<'_> {
@@ -226,14 +235,14 @@ impl Executor {
         let mut cx = Context::from_waker(&waker);
         let before = self.current.replace(Some(task));
         if let Some(hooks) = &self.hooks {
-            hooks::call(&hooks.before_poll, self.info(task));
+            self.tell(&hooks.before_poll, task);
         }
         observer.before_poll(self.info(task));
         // SAFETY: this is the owner's thread, and `start` has found the task waiting for its poll.
         let poll = unsafe { task.poll(&mut cx) };
         let pace = observer.after_poll(self.info(task));
         if let Some(hooks) = &self.hooks {
-            hooks::call(&hooks.after_poll, self.info(task));
+            self.tell(&hooks.after_poll, task);
         }
         self.current.set(before);
         match poll {
@@ -262,9 +271,9 @@ impl Executor {
         if index != UNLISTED {
             // Still listed, so that what the hook spawns gets another number.
             if let Some(hooks) = &self.hooks {
-                hooks::call(&hooks.terminate, self.info(task));
+                self.tell(&hooks.terminate, task);
             }
-            self.tasks.borrow_mut().remove(index as usize);
+            self.tasks.borrow_mut().remove(index);
         }
         // SAFETY: the task was just taken off the list by which the executor held it, and the
         // executor has a strong count.
@@ -296,10 +305,10 @@ impl Executor {
     fn deliver(&self, task: TaskPtr) {
         let header = task.header();
         if header.local.is_complete() {
-            // `Remote` stays as it is, so that no more mail is sent.
+            // `Shared` stays as it is, so that no more mail is sent.
             return;
         }
-        let enqueue = match header.remote.take() {
+        let enqueue = match header.shared.take() {
             Asked::Wake => header.local.wake(),
             Asked::Abort => header.local.abort(),
         };
@@ -342,9 +351,9 @@ impl Executor {
         self.seize_all();
         self.mailbox.close();
         // Nothing is listed any more, so the indexes of today are enough.
-        let end = self.tasks.borrow().capacity();
+        let end = self.tasks.borrow().end();
         for index in 0..end {
-            let task = self.tasks.borrow().get(index).copied();
+            let task = self.tasks.borrow().get(index);
             if let Some(task) = task {
                 self.cancel(task);
             }
@@ -357,7 +366,7 @@ impl Executor {
     /// does not keep a task alive that is cancelled in it.
     fn seize_all(&self) {
         while self.queue.pop().is_some() {}
-        for (_, task) in self.tasks.borrow().iter() {
+        for task in self.tasks.borrow().iter() {
             task.header().local.seize();
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
 
-use super::state::{Refs, Released};
+use super::state::{Released, Shared};
 use super::{Executor, Mailbox, RootWaker, spawn_at};
 use crate::sync::{Arc, AtomicBool, AtomicU32, Ordering};
 use loom::thread;
@@ -374,7 +374,7 @@ fn handle_of_a_sent_task_is_dropped_by_its_owner_while_another_ends_it() {
 fn two_part_count_finds_its_last_reference_once() {
     model(|| {
         // The owner gives its reference away, and later gets one back that was made elsewhere.
-        let refs = Arc::new(Refs::held_and_one());
+        let refs = Arc::new(Shared::held_and_one());
         let there = Arc::clone(&refs);
         let other = thread::spawn(move || {
             there.retain_shared();

@@ -1,10 +1,11 @@
-//! The four words of a task's state, each moved by named transitions whose answer must be used.
+//! What a task's state consists of, each part moved by named transitions whose answer must be used.
 //!
-//! [`Local`] is the owner thread's alone and costs no locked instruction. [`Remote`] is how every
-//! other thread asks for a wake or an abort. [`JoinState`] is what the task and its handle agree
-//! on. [`Refs`] keeps the memory.
+//! [`Local`] is the owner thread's alone and costs no locked instruction. [`Shared`] is one word
+//! for all threads: how others ask for a wake or an abort, what the task and its handle agree on,
+//! and how many references there are. One word, so that the end of a task whose handle is still
+//! there, which moves all three, is one locked instruction.
 
-use crate::sync::{AtomicU8, AtomicU32, Cell, Ordering, fence};
+use crate::sync::{AtomicU32, Cell, Ordering, fence};
 use std::process::abort;
 
 /// What the task is doing, as its owner thread sees it.
@@ -132,15 +133,55 @@ impl Local {
     }
 }
 
-/// What other threads ask of the task. The one that finds no request pending sends the mail; the
-/// others know that mail is under way.
+/// What all threads share of a task's state.
+///
+/// # What others ask for
+///
+/// The thread that finds no request pending sends the mail; the others know that mail is under way.
+/// A task that is complete seems to have mail under way for ever.
+///
+/// # What the task and its handle agree on
+///
+/// The output belongs to the task until `complete`, then to the handle if it was there at that
+/// moment. The waker field belongs to the handle, except between `lend_waker` and the first of
+/// `reclaim_waker`, `leave` and `complete`; if that is `complete`, it is the task's for good.
+///
+/// # How many references there are
+///
+/// They are counted in two parts. The owner thread counts in `local`, without locked instructions;
+/// everybody else counts in the upper bits of the word. A reference may be made on one side and
+/// dropped on the other, so each part alone can be anything; their sum is the truth. While the
+/// executor holds the task, the word also counts [`HELD`], so that no sum on the foreign side
+/// reaches zero. `complete` or `merge` ends that: it moves the owner's part over, takes `HELD`
+/// away, and from then on the word alone decides.
 #[derive(Debug)]
-pub(super) struct Remote(AtomicU8);
+pub(super) struct Shared {
+    word: AtomicU32,
+    local: Cell<i32>,
+}
 
 /// Mail is under way, or the task is complete and needs none any more.
-const MAILED: u8 = 1;
+const MAILED: u32 = 1 << 0;
 /// The mail asks for more than a poll.
-const ABORT: u8 = 2;
+const ABORT: u32 = 1 << 1;
+/// The handle is there.
+const HANDLE: u32 = 1 << 2;
+/// The waker field holds a waker and is lent to the task.
+const WAKER: u32 = 1 << 3;
+/// The output is stored.
+const COMPLETE: u32 = 1 << 4;
+/// Where the count begins. It wraps at the word's end and disturbs nothing there.
+const COUNT_SHIFT: u32 = 5;
+/// One reference.
+const ONE: u32 = 1 << COUNT_SHIFT;
+/// The executor's own hold on the task, as a count.
+const HELD: u32 = 1 << 25;
+/// A count above this can only be a program that forgets references. It would wrap in the end and
+/// free the task under their feet, so the process ends here.
+const SHARED_MAX: u32 = 1 << 26;
+/// When the owner's part has drifted this far from zero it is moved to the word, so that
+/// references which are always made here and dropped elsewhere do not exhaust either.
+const LOCAL_DRIFT_MAX: i32 = 1 << 16;
 
 /// Whether the asking thread has to send the mail.
 #[derive(Debug, PartialEq, Eq)]
@@ -161,78 +202,25 @@ pub(super) enum Asked {
 /// Whether a sender may still be about to send when its task completes.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
-pub(super) enum Retire {
+pub(super) enum Mail {
     Quiet,
-    MailUnderWay,
+    UnderWay,
 }
-
-impl Remote {
-    pub(super) fn quiet() -> Self {
-        Self(AtomicU8::new(0))
-    }
-
-    pub(super) fn wake(&self) -> Post {
-        self.ask(MAILED)
-    }
-
-    pub(super) fn abort(&self) -> Post {
-        self.ask(MAILED | ABORT)
-    }
-
-    fn ask(&self, bits: u8) -> Post {
-        // Release: what the waker wrote before is seen by the poll that follows `take`. So it is
-        // written also when mail is under way already. Acquire: pairs with `take`, so that the mail
-        // is sent after the one before it was taken.
-        match self.0.fetch_or(bits, Ordering::AcqRel) & MAILED {
-            0 => Post::Now,
-            _ => Post::Needless,
-        }
-    }
-
-    /// The owner has the mail in its hands; the next request sends mail again.
-    pub(super) fn take(&self) -> Asked {
-        // An exchange, not a store: Acquire needs to read what the last `ask` has written.
-        match self.0.swap(0, Ordering::AcqRel) & ABORT {
-            0 => Asked::Wake,
-            _ => Asked::Abort,
-        }
-    }
-
-    /// The task is complete: from now on every request is needless.
-    pub(super) fn retire(&self) -> Retire {
-        // Acquire: pairs with `ask`; Release is not needed, as `ask` answers `Needless` after it.
-        match self.0.fetch_or(MAILED, Ordering::AcqRel) & MAILED {
-            0 => Retire::Quiet,
-            _ => Retire::MailUnderWay,
-        }
-    }
-}
-
-/// What a task and its handle agree on.
-///
-/// The output belongs to the task until `complete`, then to the handle if it was there at that
-/// moment. The waker field belongs to the handle, except between `lend_waker` and the first of
-/// `reclaim_waker`, `leave` and `complete`; if that is `complete`, it is the task's for good.
-#[derive(Debug)]
-pub(super) struct JoinState(AtomicU8);
-
-/// The handle is there.
-const HANDLE: u8 = 1;
-/// The waker field holds a waker and is lent to the task.
-const WAKER: u8 = 2;
-/// The output is stored.
-const COMPLETE: u8 = 4;
 
 /// What is left to do for a task that has stored its output.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Completion {
-    /// Nobody will ask: the task drops the output.
-    DropOutput,
-    /// The handle will look by itself.
-    LeaveOutput,
-    /// The handle waits: the waker is the task's, to be taken out and woken.
-    WakeHandle,
+    /// Nobody knows the task but the executor, nor will: it drops the output and frees the memory.
+    Alone,
+    /// The handle will look by itself, and has all that there was. The executor has let go.
+    LetGo,
+    /// Nobody will ask: the task drops the output. Then `merge`.
+    DropOutput(Mail),
+    /// The handle will look by itself. Then `merge`.
+    LeaveOutput(Mail),
+    /// The handle waits: the waker is the task's, to be taken out and woken. Then `merge`.
+    WakeHandle(Mail),
 }
 
 /// What a handle finds that polls.
@@ -264,31 +252,94 @@ pub(super) enum Leave {
     Output,
 }
 
-impl JoinState {
-    pub(super) fn with_handle() -> Self {
-        Self(AtomicU8::new(HANDLE))
+/// Whether the reference just given back was the last.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Released {
+    Last,
+    OthersRemain,
+}
+
+/// What others ask for.
+impl Shared {
+    pub(super) fn ask_to_wake(&self) -> Post {
+        self.ask(MAILED)
     }
 
-    /// The output is stored. Only the task calls this, once.
-    pub(super) fn complete(&self) -> Completion {
-        // Release: hands the output over. Acquire: receives the waker, pairs with `lend_waker`.
-        let before = self.0.fetch_or(COMPLETE, Ordering::AcqRel);
-        debug_assert_eq!(before & COMPLETE, 0);
-        match (before & HANDLE, before & WAKER) {
-            (0, _) => Completion::DropOutput,
-            (_, 0) => Completion::LeaveOutput,
-            (_, _) => Completion::WakeHandle,
+    pub(super) fn ask_to_abort(&self) -> Post {
+        self.ask(MAILED | ABORT)
+    }
+
+    fn ask(&self, bits: u32) -> Post {
+        // Release: what the waker wrote before is seen by the poll that follows `take`. So it is
+        // written also when mail is under way already. Acquire: pairs with `take`, so that the mail
+        // is sent after the one before it was taken.
+        match self.word.fetch_or(bits, Ordering::AcqRel) & MAILED {
+            0 => Post::Now,
+            _ => Post::Needless,
         }
     }
 
+    /// The owner has the mail in its hands; the next request sends mail again.
+    pub(super) fn take(&self) -> Asked {
+        // An exchange, not a store: Acquire needs to read what the last `ask` has written.
+        match self.word.fetch_and(!(MAILED | ABORT), Ordering::AcqRel) & ABORT {
+            0 => Asked::Wake,
+            _ => Asked::Abort,
+        }
+    }
+}
+
+/// What the task and its handle agree on.
+impl Shared {
+    /// The output is stored; from now on every request is needless. Only the task calls this,
+    /// once.
+    #[inline]
+    pub(super) fn complete(&self) -> Completion {
+        if self.only_held() {
+            return Completion::Alone;
+        }
+        // Only the usual case is tried. Relaxed: the exchange finds out whether that is so.
+        let now = self.word.load(Ordering::Relaxed);
+        if now & (HANDLE | WAKER | MAILED) == HANDLE && self.complete_and_let_go(now) {
+            return Completion::LetGo;
+        }
+        // Release: hands the output over. Acquire: receives the waker, pairs with `lend_waker`;
+        // and pairs with `ask`, whose mail is sent by who turned the bit.
+        let before = self.word.fetch_or(COMPLETE | MAILED, Ordering::AcqRel);
+        debug_assert_eq!(before & COMPLETE, 0);
+        let mail = if before & MAILED == 0 { Mail::Quiet } else { Mail::UnderWay };
+        match (before & HANDLE, before & WAKER) {
+            (0, _) => Completion::DropOutput(mail),
+            (_, 0) => Completion::LeaveOutput(mail),
+            (_, _) => Completion::WakeHandle(mail),
+        }
+    }
+
+    /// `complete` and `merge` at once, if the word is still this. Others may free the task then,
+    /// so that nothing of it is touched behind the exchange.
+    #[inline]
+    fn complete_and_let_go(&self, now: u32) -> bool {
+        let local = self.local.replace(0);
+        let next = (now | COMPLETE | MAILED).wrapping_add(without_hold(local));
+        // Release and Acquire: as in `complete` and `merge`.
+        let (done, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let is_done = self.word.compare_exchange(now, next, done, failed).is_ok();
+        if !is_done {
+            self.local.set(local);
+        }
+        is_done
+    }
+
     pub(super) fn is_complete(&self) -> bool {
-        self.0.load(Ordering::Acquire) & COMPLETE != 0
+        self.word.load(Ordering::Acquire) & COMPLETE != 0
     }
 
     /// The handle looks.
+    #[inline]
     pub(super) fn look(&self) -> Look {
         // Acquire: pairs with `complete`, for the output.
-        let now = self.0.load(Ordering::Acquire);
+        let now = self.word.load(Ordering::Acquire);
         match (now & COMPLETE, now & WAKER) {
             (0, 0) => Look::WakerOwned,
             (0, _) => Look::WakerLent,
@@ -299,7 +350,7 @@ impl JoinState {
     /// The handle has filled the waker field.
     pub(super) fn lend_waker(&self) -> Waiting {
         // Release: hands the waker over. Acquire: pairs with `complete`, for the output.
-        let before = self.0.fetch_or(WAKER, Ordering::AcqRel);
+        let before = self.word.fetch_or(WAKER, Ordering::AcqRel);
         debug_assert_eq!(before & WAKER, 0);
         if before & COMPLETE == 0 { Waiting::Done } else { Waiting::Complete }
     }
@@ -307,7 +358,7 @@ impl JoinState {
     /// The handle wants the waker field back, to put another waker in.
     pub(super) fn reclaim_waker(&self) -> Waiting {
         // Acquire: pairs with `complete`, for the output.
-        let before = self.0.fetch_and(!WAKER, Ordering::AcqRel);
+        let before = self.word.fetch_and(!WAKER, Ordering::AcqRel);
         debug_assert_ne!(before & WAKER, 0);
         if before & COMPLETE == 0 { Waiting::Done } else { Waiting::Complete }
     }
@@ -316,7 +367,7 @@ impl JoinState {
     pub(super) fn leave(&self) -> Leave {
         // Acquire: pairs with `complete`, for the output. Release: the handle's reads of the waker
         // field are over before the task drops the output.
-        let before = self.0.fetch_and(!(HANDLE | WAKER), Ordering::AcqRel);
+        let before = self.word.fetch_and(!(HANDLE | WAKER), Ordering::AcqRel);
         debug_assert_ne!(before & HANDLE, 0);
         match (before & COMPLETE, before & WAKER) {
             (0, 0) => Leave::Nothing,
@@ -326,48 +377,19 @@ impl JoinState {
     }
 }
 
-/// How many references there are to a task, counted in two parts.
-///
-/// The owner thread counts in `local`, without locked instructions; everybody else counts in
-/// `shared`. A reference may be made on one side and dropped on the other, so each part alone can
-/// be anything; their sum is the truth. While the executor holds the task, `shared` also contains
-/// [`HELD`], so that no sum on the foreign side reaches zero. `merge` ends that: it moves the
-/// owner's part over, takes `HELD` away, and from then on `shared` alone decides.
-#[derive(Debug)]
-pub(super) struct Refs {
-    shared: AtomicU32,
-    local: Cell<i32>,
-}
-
-/// The executor's own hold on the task.
-const HELD: u32 = 1 << 30;
-/// A count above this can only be a program that forgets references. It would wrap in the end and
-/// free the task under their feet, so the process ends here.
-const SHARED_MAX: u32 = 1 << 31;
-/// When the owner's part has drifted this far from zero it is moved to the shared part, so that
-/// references which are always made here and dropped elsewhere do not exhaust either.
-const LOCAL_DRIFT_MAX: i32 = 1 << 16;
-
-/// Whether the reference just given back was the last.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use]
-pub(super) enum Released {
-    Last,
-    OthersRemain,
-}
-
-impl Refs {
-    /// Held by the executor, and one reference for the handle.
+/// How many references there are.
+impl Shared {
+    /// Quiet, held by the executor, and with one reference, which is the handle's.
     pub(super) fn held_and_one() -> Self {
-        Self { shared: AtomicU32::new(HELD), local: Cell::new(1) }
+        Self { word: AtomicU32::new(HELD << COUNT_SHIFT | HANDLE), local: Cell::new(1) }
     }
 
-    /// Only on the owner thread, before `merge`.
+    /// Only on the owner thread, before `complete`.
     pub(super) fn retain_local(&self) {
         self.drift(1);
     }
 
-    /// Only on the owner thread, before `merge`. Never the last: the executor holds the task.
+    /// Only on the owner thread, before `complete`. Never the last: the executor holds the task.
     pub(super) fn release_local(&self) {
         self.drift(-1);
     }
@@ -379,7 +401,7 @@ impl Refs {
             return;
         }
         // Relaxed: this orders nothing, `merge` does.
-        self.add_shared(local as u32, Ordering::Relaxed);
+        self.add_shared(local, Ordering::Relaxed);
         self.local.set(0);
     }
 
@@ -388,15 +410,22 @@ impl Refs {
         self.add_shared(1, Ordering::Relaxed);
     }
 
-    fn add_shared(&self, by: u32, order: Ordering) {
-        if self.shared.fetch_add(by, order) > SHARED_MAX {
+    fn add_shared(&self, by: i32, order: Ordering) {
+        let before = self.word.fetch_add((by as u32) << COUNT_SHIFT, order);
+        if before >> COUNT_SHIFT > SHARED_MAX {
             abort();
         }
     }
 
+    #[inline]
     pub(super) fn release_shared(&self) -> Released {
+        // Who has the only one knows that there will be no other, and needs no locked instruction.
+        // Acquire: pairs with the Release of those who dropped theirs.
+        if self.word.load(Ordering::Acquire) >> COUNT_SHIFT == 1 {
+            return Released::Last;
+        }
         // Release: this thread is done with the task; pairs with the Acquire of the last one.
-        match self.shared.fetch_sub(1, Ordering::Release) {
+        match self.word.fetch_sub(ONE, Ordering::Release) >> COUNT_SHIFT {
             1 => {
                 fence(Ordering::Acquire);
                 Released::Last
@@ -409,19 +438,27 @@ impl Refs {
     ///
     /// The load may be old, but not too old: a reference is dropped after those that were made from
     /// it, so every state that the owner can still see counts at least one for each that is alive.
+    #[inline]
     pub(super) fn only_held(&self) -> bool {
         // Acquire: pairs with the Release of those who dropped theirs.
-        self.shared.load(Ordering::Acquire).wrapping_add(self.local.get() as u32) == HELD
+        let now = self.word.load(Ordering::Acquire);
+        (now >> COUNT_SHIFT).wrapping_add(self.local.get() as u32) == HELD
     }
 
     /// The executor lets go: both parts become one. Only on the owner thread, once.
     pub(super) fn merge(&self) -> Released {
         // Set before the exchange, after which the task may be freed by somebody else.
-        let moved = (self.local.replace(0) as u32).wrapping_sub(HELD);
+        let moved = without_hold(self.local.replace(0));
         // Release and Acquire: as in `release_shared`.
-        match self.shared.fetch_add(moved, Ordering::AcqRel).wrapping_add(moved) {
+        let before = self.word.fetch_add(moved, Ordering::AcqRel);
+        match before.wrapping_add(moved) >> COUNT_SHIFT {
             0 => Released::Last,
             _ => Released::OthersRemain,
         }
     }
+}
+
+/// The owner's part less its hold, to be added to the word.
+fn without_hold(local: i32) -> u32 {
+    (local as u32).wrapping_sub(HELD) << COUNT_SHIFT
 }

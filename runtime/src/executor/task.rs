@@ -2,13 +2,13 @@
 //!
 //! The future and the output share their place. The future is there until the executor completes
 //! the task, on the owner thread; then the output is, until the handle takes it, or whoever
-//! [`JoinState`] names drops it. When the memory goes, on whatever thread, both are gone.
+//! [`Shared`] names drops it. When the memory goes, on whatever thread, both are gone.
 
 use super::join::JoinError;
 use super::mailbox::{Mailbox, Owner};
 use super::origin::Origin;
 use super::queue::is_current;
-use super::state::{Completion, JoinState, Local, Refs, Released, Remote, Retire};
+use super::state::{Completion, Local, Mail, Released, Shared};
 use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
 use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
@@ -26,14 +26,12 @@ pub(super) struct Header {
     pub(super) mailbox: *const Mailbox,
     /// The one behind in the run queue. The owner's.
     pub(super) next: Cell<Option<TaskPtr>>,
-    /// The waker of who awaits the handle. `join` says whose it is and whether it is filled.
+    /// The waker of who awaits the handle. `shared` says whose it is and whether it is filled.
     pub(super) waker: UnsafeCell<MaybeUninit<Waker>>,
-    pub(super) refs: Refs,
+    pub(super) shared: Shared,
     /// Where the executor lists the task, or [`UNLISTED`]. The owner's.
     pub(super) index: Cell<u32>,
     pub(super) local: Local,
-    pub(super) remote: Remote,
-    pub(super) join: JoinState,
     /// A strong count of the mailbox goes when the memory goes. Set by the owner while it holds the
     /// task, read by whoever frees it.
     holds_mailbox: Cell<bool>,
@@ -187,11 +185,9 @@ impl TaskPtr {
                 mailbox: Arc::as_ptr(mailbox),
                 next: Cell::new(None),
                 waker: UnsafeCell::new(MaybeUninit::uninit()),
-                refs: Refs::held_and_one(),
+                shared: Shared::held_and_one(),
                 index: Cell::new(UNLISTED),
                 local: Local::scheduled(),
-                remote: Remote::quiet(),
-                join: JoinState::with_handle(),
                 holds_mailbox: Cell::new(false),
             },
             stage: UnsafeCell::new(Stage { future: ManuallyDrop::new(future) }),
@@ -207,6 +203,17 @@ impl TaskPtr {
     pub(super) unsafe fn from_raw(raw: *const ()) -> TaskPtr {
         // SAFETY: `as_raw` gives no null.
         TaskPtr(unsafe { NonNull::new_unchecked(raw.cast_mut().cast()) })
+    }
+
+    /// The way back from [`header_ptr`](TaskPtr::header_ptr), as long as the task is alive.
+    #[inline]
+    pub(super) fn from_header(header: NonNull<Header>) -> TaskPtr {
+        TaskPtr(header)
+    }
+
+    #[inline]
+    pub(super) fn header_ptr(self) -> NonNull<Header> {
+        self.0
     }
 
     pub(super) fn as_raw(self) -> *const () {
@@ -259,21 +266,45 @@ impl TaskPtr {
     /// # Safety
     /// Once, on the owner thread by the executor, which has taken the task off its list, or by who
     /// has its [`Newborn`]; and with a strong count of the mailbox at hand.
+    #[inline]
     pub(super) unsafe fn finish(self) {
         let header = self.header();
         header.local.complete();
-        match header.join.complete() {
-            // SAFETY: the handle has gone, so the output is the task's to drop.
-            Completion::DropOutput => unsafe { self.drop_output() },
-            Completion::LeaveOutput => {}
-            Completion::WakeHandle => {
-                // SAFETY: the field is filled, and the handle does not touch it any more.
-                let waker = unsafe { header.take_waker() };
-                contain(|| waker.wake());
-            }
+        match header.shared.complete() {
+            Completion::LetGo => {}
+            // SAFETY: as the caller promises.
+            completion => unsafe { self.hand_on(completion) },
         }
+    }
+
+    /// The rest of [`finish`](TaskPtr::finish), where the handle has gone or waits.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn hand_on(self, completion: Completion) {
+        let mail = match completion {
+            Completion::LetGo => return,
+            Completion::Alone => {
+                // SAFETY: the handle has gone, so the output is the task's to drop.
+                unsafe { self.drop_output() };
+                // SAFETY: nobody else knows the task, and its stage was just emptied.
+                return unsafe { self.free() };
+            }
+            Completion::DropOutput(mail) => {
+                // SAFETY: the handle has gone, so the output is the task's to drop.
+                unsafe { self.drop_output() };
+                mail
+            }
+            Completion::LeaveOutput(mail) => mail,
+            Completion::WakeHandle(mail) => {
+                // SAFETY: the field is filled, and the handle does not touch it any more.
+                let waker = unsafe { self.header().take_waker() };
+                contain(|| waker.wake());
+                mail
+            }
+        };
         // SAFETY: as the caller promises.
-        unsafe { self.retire() };
+        unsafe { self.retire(mail) };
     }
 
     /// # Safety
@@ -291,7 +322,7 @@ impl TaskPtr {
     /// Drops the output; a panic in that goes no further.
     ///
     /// # Safety
-    /// Only by the one whom [`JoinState`] names, once.
+    /// Only by the one whom [`Shared`] names, once.
     pub(super) unsafe fn drop_output(self) {
         let drop_output = self.header().vtable.drop_output;
         // SAFETY: as the caller promises.
@@ -307,9 +338,9 @@ impl TaskPtr {
 
     fn retain(self) {
         if self.counts_locally() {
-            self.header().refs.retain_local();
+            self.header().shared.retain_local();
         } else {
-            self.header().refs.retain_shared();
+            self.header().shared.retain_shared();
         }
     }
 
@@ -317,8 +348,8 @@ impl TaskPtr {
     /// Gives back a reference that the caller has, and with it the right to use the task.
     pub(super) unsafe fn release(self) {
         if self.counts_locally() {
-            self.header().refs.release_local();
-        } else if self.header().refs.release_shared() == Released::Last {
+            self.header().shared.release_local();
+        } else if self.header().shared.release_shared() == Released::Last {
             // SAFETY: the executor lets go of a task only when its stage is the handle's affair,
             // and the handle, which has emptied it, has gone too.
             unsafe { self.free() };
@@ -329,20 +360,16 @@ impl TaskPtr {
     ///
     /// # Safety
     /// As for [`finish`](TaskPtr::finish); with it goes the right to use the task.
-    unsafe fn retire(self) {
+    unsafe fn retire(self, mail: Mail) {
         let header = self.header();
         debug_assert!(header.local.is_complete());
-        if header.refs.only_held() {
-            // SAFETY: nobody else knows the task, so the handle has gone and the stage is empty.
-            return unsafe { self.free() };
-        }
-        if header.remote.retire() == Retire::MailUnderWay {
+        if mail == Mail::UnderWay {
             // SAFETY: who calls this has a strong count.
             unsafe { Arc::increment_strong_count(header.mailbox) };
             header.holds_mailbox.set(true);
         }
-        if header.refs.merge() == Released::Last {
-            // SAFETY: as above.
+        if header.shared.merge() == Released::Last {
+            // SAFETY: nobody else knows the task, so the handle has gone and the stage is empty.
             unsafe { self.free() };
         }
     }
@@ -402,7 +429,7 @@ impl Newborn {
 #[derive(Debug)]
 pub(super) struct TaskRef(TaskPtr);
 
-// SAFETY: of a task that it does not own a thread reaches only what is atomic, what `JoinState`
+// SAFETY: of a task that it does not own a thread reaches only what is atomic, what `Shared`
 // gives it, and, when it was the last to know the task, the memory, which by then holds nothing of
 // the user's. That the output crosses threads only if it may is up to `JoinHandle`.
 unsafe impl Send for TaskRef {}
@@ -430,6 +457,18 @@ impl TaskRef {
 
     pub(super) fn header(&self) -> &Header {
         self.0.header()
+    }
+}
+
+impl TaskRef {
+    /// Drops a reference to a task that the caller has seen complete, without asking whose it is.
+    #[inline]
+    pub(super) fn drop_complete(self) {
+        let task = ManuallyDrop::new(self).0;
+        if task.header().shared.release_shared() == Released::Last {
+            // SAFETY: as in `release`.
+            unsafe { task.free() };
+        }
     }
 }
 

@@ -57,7 +57,7 @@ fn wake_task(task: TaskPtr) {
         if header.local.wake() == Enqueue::Now {
             push_current(task);
         }
-    } else if header.remote.wake() == Post::Now {
+    } else if header.shared.ask_to_wake() == Post::Now {
         send(task);
     }
 }
@@ -84,12 +84,12 @@ pub(super) fn abort_task(task: TaskPtr) {
         if header.local.abort() == Enqueue::Now {
             push_current(task);
         }
-    } else if header.remote.abort() == Post::Now {
+    } else if header.shared.ask_to_abort() == Post::Now {
         send(task);
     }
 }
 
-/// Sends the mail that `Remote` just asked this thread to send.
+/// Sends the mail that `Shared` just asked this thread to send.
 #[cold]
 fn send(task: TaskPtr) {
     // A count of our own: once the mail is pushed the owner may be done with the task and the

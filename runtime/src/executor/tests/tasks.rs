@@ -1,7 +1,7 @@
 //! Spawning, polling and waking on the own shard.
 
 use super::{OnDrop, counting, executor, finished, idle, peek, settle, wanted};
-use crate::executor::state::{Refs, Released};
+use crate::executor::state::{Released, Shared};
 use crate::executor::{Observer, Pace, TaskId, TaskInfo};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -153,7 +153,7 @@ fn wakers_made_here_and_dropped_elsewhere_balance() {
 
 #[test]
 fn two_part_count_adds_up_however_far_the_parts_drift() {
-    let refs = Refs::held_and_one();
+    let refs = Shared::held_and_one();
     for _ in 0..200_000 {
         refs.retain_local();
         assert_eq!(refs.release_shared(), Released::OthersRemain);
