@@ -104,6 +104,12 @@ impl Meter {
         AtWork(self)
     }
 
+    /// The latest stamp of a run: another one after each few polls, and for each run.
+    #[inline]
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp.get()
+    }
+
     /// Polls follow.
     #[inline]
     pub(crate) fn begin_run(&self) {

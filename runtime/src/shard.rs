@@ -256,7 +256,7 @@ impl Shard {
     }
 
     fn until_next_timer(&self) -> Option<Duration> {
-        let deadline = self.timers.borrow().next_deadline()?;
+        let deadline = self.timers.borrow().next_wake()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.clock.now_ns())))
     }
 

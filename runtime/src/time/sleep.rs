@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Instant;
 use crate::executor::ShardId;
 use crate::shard::{self, Shard};
-use crate::timers::{NEVER, Registration, TimerKey};
+use crate::timers::{Clock, NEVER, Registration, TimerKey};
 
 /// Waits until `duration` has passed.
 ///
@@ -38,7 +38,13 @@ use crate::timers::{NEVER, Registration, TimerKey};
 ///
 /// Dropping it ends the wait and frees its timer.
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep::new(Instant::now().add_or_never(duration))
+    let mut sleep = Sleep::new(Instant::now().add_or_never(duration));
+    if !duration.is_zero() && !Clock::any_ever_paused() {
+        if let Some((shard, stamp)) = shard::try_with(|shard| (shard.id, shard.meter.stamp())) {
+            sleep.state = State::Fresh { shard, stamp };
+        }
+    }
+    sleep
 }
 
 /// Waits until `deadline`.
@@ -94,6 +100,9 @@ pub struct Sleep {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
+    /// As `Idle`, of a deadline that was to come when this shard had taken this stamp, and
+    /// no other. As long as it takes none, hardly any time has passed, and the clock is not asked.
+    Fresh { shard: ShardId, stamp: u64 },
     /// No shard knows of it: not polled yet, or reset after it was over.
     Idle,
     /// That shard's wheel holds a timer for it, or has fired it.
@@ -147,8 +156,12 @@ impl Sleep {
     /// As `poll`, but outside of the task's budget: for futures that end with this one and do
     /// their own accounting.
     pub(super) fn poll_elapsed(&mut self, shard: &Shard, cx: &mut Context<'_>) -> Poll<()> {
+        let mut is_fresh = false;
         match self.state {
             State::Idle => {}
+            State::Fresh { shard: id, stamp } => {
+                is_fresh = id == shard.id && stamp == shard.meter.stamp();
+            }
             State::Elapsed => return Poll::Ready(()),
             State::Registered { shard: id, .. } if id != shard.id => self.unregister(),
             State::Registered { key, .. } => {
@@ -160,7 +173,8 @@ impl Sleep {
         }
         // A timer that is gone is no proof: only the clock says that the time has come.
         let deadline_ns = shard.clock.ns_of(self.deadline.into_std());
-        if deadline_ns != NEVER && deadline_ns <= shard.clock.now_ns() {
+        let is_over = || deadline_ns != NEVER && deadline_ns <= shard.clock.now_ns();
+        if !is_fresh && is_over() {
             self.state = State::Elapsed;
             return Poll::Ready(());
         }
@@ -189,9 +203,15 @@ impl Sleep {
     fn unregister(&mut self) {
         let State::Registered { shard: id, key } = self.state else { return };
         self.state = State::Idle;
-        match shard::try_current() {
-            Some(shard) if shard.id == id => remove(&shard, key),
-            _ => on_shard(id, move |shard| remove(shard, key)),
+        let is_removed = shard::try_with(|shard| {
+            let is_here = shard.id == id;
+            if is_here {
+                remove(shard, key);
+            }
+            is_here
+        });
+        if is_removed != Some(true) {
+            on_shard(id, move |shard| remove(shard, key));
         }
     }
 }
@@ -200,13 +220,15 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let shard = shard::current();
-        ready!(self.poll_elapsed(&shard, cx));
-        shard.poll_budget(cx)
+        shard::with(|shard| {
+            ready!(self.poll_elapsed(shard, cx));
+            shard.poll_budget(cx)
+        })
     }
 }
 
 impl Drop for Sleep {
+    #[inline]
     fn drop(&mut self) {
         self.unregister();
     }

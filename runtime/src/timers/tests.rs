@@ -48,6 +48,27 @@ impl Bench {
     }
 }
 
+#[test]
+fn a_tick_with_several_timers_is_waited_for_to_its_end() {
+    let mut bench = Bench::new();
+    let alone = bench.insert(10 * TICK_NS + 700, 0);
+    assert_eq!(bench.timers.next_wake(), Some(10 * TICK_NS + 700));
+    let other = bench.insert(10 * TICK_NS + 900, 1);
+    assert_eq!(bench.timers.next_wake(), Some(11 * TICK_NS));
+    assert_eq!(bench.timers.next_deadline(), Some(10 * TICK_NS + 700));
+    assert!(bench.timers.remove(other).is_some());
+    assert_eq!(bench.timers.next_wake(), Some(10 * TICK_NS + 700));
+    // Of a slot that is longer than a tick only the first is waited for.
+    assert!(bench.timers.remove(alone).is_some());
+    bench.insert(100 * TICK_NS + 1, 2);
+    bench.insert(101 * TICK_NS + 1, 3);
+    assert_eq!(bench.timers.next_wake(), Some(100 * TICK_NS + 1));
+    assert_eq!(bench.expire(100 * TICK_NS + 1), [2]);
+    assert_eq!(bench.timers.next_wake(), Some(101 * TICK_NS + 1));
+    assert_eq!(bench.expire(200 * TICK_NS), [3]);
+    assert_eq!(bench.timers.next_wake(), None);
+}
+
 /// A small generator of the xorshift family: the tests need no more.
 struct Random(u64);
 

@@ -28,6 +28,8 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// A tick is 2^16 ns, about 65.5 µs: the finest slot, not the resolution, which is exact.
 const TICK_BITS: u32 = 16;
 
+const TICK_NS: u64 = 1 << TICK_BITS;
+
 /// Bits of one level's digit: a level's occupied slots fit one word.
 const LEVEL_BITS: u32 = 6;
 
@@ -167,6 +169,16 @@ impl Timers {
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let level = self.occupied.iter().position(|&bits| bits != 0)?;
         Some(self.slots[slot_number(level, self.occupied[level].trailing_zeros())].min_ns)
+    }
+
+    /// When a shard that sleeps is to wake: at the next deadline, or, where several lie in its
+    /// tick, at the end of that, for all of them. It may be too early as
+    /// [`next_deadline`](Self::next_deadline) may, and is never a whole tick later.
+    pub(crate) fn next_wake(&self) -> Option<u64> {
+        let level = self.occupied.iter().position(|&bits| bits != 0)?;
+        let slot = &self.slots[slot_number(level, self.occupied[level].trailing_zeros())];
+        let shared = level == 0 && slot.head != slot.tail;
+        Some(if shared { (slot.min_ns | (TICK_NS - 1)).saturating_add(1) } else { slot.min_ns })
     }
 
     /// Takes out what is due at `now_ns`, in the order of the deadlines, and among equal ones in
