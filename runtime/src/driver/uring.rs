@@ -3,7 +3,8 @@
 //! 1. An operation's future asks [`Uring::poll_op`]: the first poll makes a slot and queues an
 //!    entry that carries the slot's key; nothing is submitted yet.
 //! 2. The shard ends its turn in [`Uring::turn`]: one `io_uring_enter` submits all entries and
-//!    waits; then all completions are reaped into their slots and the wakers handed out.
+//!    waits; then all completions are reaped into their slots. Tasks of this shard are woken, the
+//!    wakers of others handed out.
 //! 3. The future, polled again, takes its answer and frees the slot.
 //! 4. A future that is dropped in between leaves its operation as an orphan in the slot and a
 //!    cancel in the queue; the orphan goes with the operation's last completion.
