@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
 const SYSCTLS: &[&str] = &[
     "net/core/somaxconn",
     "net/ipv4/ip_local_port_range",
+    "net/ipv4/tcp_congestion_control",
     "net/ipv4/tcp_rmem",
     "net/ipv4/tcp_wmem",
     "kernel/io_uring_disabled",
