@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use annulus::time::{
@@ -179,6 +180,24 @@ each_driver! {
         assert!(passed >= Duration::from_secs(24 * 3600));
         assert!(passed < Duration::from_secs(24 * 3600 + 1));
         assert!(real.elapsed() < Duration::from_secs(10), "the clock was not paused");
+    }
+
+    #[deadline_s(20)]
+    async fn what_is_overdue_fires_though_a_blocking_job_holds_the_paused_clock() {
+        let (end, ended) = channel();
+        let (begin, begun) = channel();
+        let job = annulus::task::spawn_blocking(move || {
+            begin.send(()).unwrap();
+            ended.recv().unwrap();
+        });
+        eventually("the job begins", || begun.try_recv().is_ok()).await;
+        let overdue = sleep(Duration::from_millis(1));
+        // The time passes within one poll, before anybody looks at the clock.
+        std::thread::sleep(Duration::from_millis(5));
+        pause();
+        overdue.await;
+        end.send(()).unwrap();
+        job.await.unwrap();
     }
 
     async fn advance_fires_what_is_due_and_nothing_else() {

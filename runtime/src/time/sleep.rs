@@ -101,7 +101,8 @@ pub struct Sleep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// As `Idle`, of a deadline that was to come when this shard had taken this stamp, and
-    /// no other. As long as it takes none, hardly any time has passed, and the clock is not asked.
+    /// no other. As long as it takes none, the poll that made the sleep goes on, mostly, and the
+    /// clock is not asked: if that poll was long, what is overdue is fired at the end of the turn.
     Fresh { shard: ShardId, stamp: u64 },
     /// No shard knows of it: not polled yet, or reset after it was over.
     Idle,
