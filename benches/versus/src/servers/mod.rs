@@ -10,6 +10,7 @@ use bench_support::children::Failure;
 use crate::work::Work;
 
 mod annulus;
+mod by_futures_io;
 mod compio;
 mod desk;
 mod floor_epoll;
