@@ -56,6 +56,9 @@
 //! `ANNULUS_SPIN_US` and `ANNULUS_STALL_MS` override the settings of every program. A value that
 //! cannot be used is an error that names it.
 
+#[cfg(doctest)]
+mod guide;
+
 pub use annulus_macros::{main, test};
 pub use annulus_net as net;
 #[cfg(feature = "hyper")]

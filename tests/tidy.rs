@@ -171,6 +171,26 @@ fn the_table_of_tests_names_tests_that_exist() {
     assert!(found > 50, "only {found} tests are named");
 }
 
+// A page that was renamed must not leave dead ends in the others.
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let mut dead = Vec::new();
+    let mut found = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).expect("read a page");
+        let folder = page.parent().expect("a page lies in a folder");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let abroad = link.contains("://") || link.is_empty();
+            found += usize::from(!abroad);
+            if !abroad && !folder.join(link).exists() {
+                dead.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links to nothing:\n{}", dead.join("\n"));
+    assert!(found > 30, "only {found} links were found");
+}
+
 // A chain of linked entries may never finish under deferred task work.
 #[test]
 fn no_entry_is_linked_to_another() {
@@ -188,6 +208,20 @@ fn no_entry_is_linked_to_another() {
 
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The documents of the workspace: those at its root, and the guide.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    for folder in ["", "docs", "docs/guide", "tests"] {
+        for entry in fs::read_dir(workspace().join(folder)).expect("a folder of documents") {
+            let path = entry.expect("an entry of a folder").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages
 }
 
 /// Every Rust file under a folder, build outputs left out.
