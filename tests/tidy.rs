@@ -159,7 +159,10 @@ fn the_table_of_tests_names_tests_that_exist() {
     // Every second part stands between backticks.
     for name in table.split('`').skip(1).step_by(2) {
         let path = match (name.split_once("::"), name.split_once(": ")) {
-            (Some((file, _)), _) => format!("tests/{file}.rs"),
+            (Some((file, _)), _) => match file.strip_prefix("ecosystem/") {
+                Some(file) => format!("examples/ecosystem/tests/{file}.rs"),
+                None => format!("tests/{file}.rs"),
+            },
             (_, Some((file, _))) => format!("{}.rs", file.replace("runtime/", "runtime/src/")),
             _ => continue,
         };
