@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 6] = [
         "time",
         "blocking",
         "task",
+        "join_set",
         "shards",
         "runtime",
         "metrics",

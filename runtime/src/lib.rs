@@ -6,8 +6,8 @@
 //! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `notice`,
 //! `config`, `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`;
 //! `driver`, `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`,
-//! `receive`, `datagrams`, `task`, `time`, `blocking`, `shards`, `runtime`, `metrics`, `io`,
-//! `signal`, `shutdown`; `doctor`.
+//! `receive`, `datagrams`, `task`, `join_set`, `time`, `blocking`, `shards`, `runtime`, `metrics`,
+//! `io`, `signal`, `shutdown`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -23,6 +23,7 @@ mod error;
 mod executor;
 mod fd;
 mod fork;
+mod join_set;
 mod meter;
 mod multishot;
 mod notice;

@@ -55,6 +55,7 @@ use std::task::Poll;
 
 pub use crate::blocking::spawn_blocking;
 pub use crate::executor::{AbortHandle, JoinError, JoinHandle, TaskId, TaskInfo};
+pub use crate::join_set::JoinSet;
 use crate::shard;
 use crate::trace::TaskSpan;
 
