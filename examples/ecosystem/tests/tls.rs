@@ -1,11 +1,8 @@
 //! The TLS example, its clients by tokio-rustls on annulus as well.
 
 use std::io::{ErrorKind, Write as _};
-use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 
-use annulus::Driver;
 use annulus::hyper::LocalExecutor;
 use annulus::net::TcpStream;
 use http_body_util::{BodyExt, Full};
@@ -21,16 +18,17 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use common::bytes::Keyed;
-use common::process::Running;
 use common::steps::eventually;
 use common::{each_driver, peer};
+use server::Server;
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+mod server;
 
 each_driver! {
     async fn a_request_is_answered_and_the_end_is_told_both_ways() {
-        let server = Server::start();
+        let server = Https::start();
         let mut stream = server.connect(&[]).await;
         stream.write_all(b"GET /ada HTTP/1.0\r\n\r\n").await.unwrap();
         // An end that TLS has not told would be an error.
@@ -46,7 +44,7 @@ each_driver! {
     }
 
     async fn a_large_body_comes_back_by_http_1() {
-        let server = Server::start();
+        let server = Https::start();
         let stream = TokioIo::new(server.connect(&[b"http/1.1"]).await);
         let (mut requests, connection) = http1::handshake(stream).await.unwrap();
         let connection = annulus::spawn(connection);
@@ -62,7 +60,7 @@ each_driver! {
     }
 
     async fn large_bodies_come_back_side_by_side_by_http_2() {
-        let server = Server::start();
+        let server = Https::start();
         let stream = server.connect(&[b"h2", b"http/1.1"]).await;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         let stream = TokioIo::new(stream);
@@ -87,18 +85,18 @@ each_driver! {
     }
 
     async fn clients_that_break_off_leave_nothing_behind() {
-        let server = Server::start();
+        let server = Https::start();
         // All shards have served: what they need themselves is open.
         for _ in 0..16 {
             server.greet().await;
         }
-        let before = server.open_sockets();
+        let before = server.0.open_sockets();
         for round in 0..20 {
             // Within the handshake: the start of a record that never ends.
-            let mut half = peer::connect(server.addr);
+            let mut half = peer::connect(server.0.addr);
             half.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
             // Something that is no TLS at all.
-            let mut other = peer::connect(server.addr);
+            let mut other = peer::connect(server.0.addr);
             other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
             // Within a request, without a word, and within a body that comes back.
             let mut request = server.connect(&[]).await;
@@ -113,59 +111,41 @@ each_driver! {
             }
         }
         server.greet().await;
-        eventually("all connections are closed", || server.open_sockets() <= before).await;
+        eventually("all connections are closed", || server.0.open_sockets() <= before).await;
     }
 
     async fn a_server_that_is_gone_is_an_error_and_no_end() {
-        let server = Server::start();
+        let server = Https::start();
         let mut stream = server.connect(&[]).await;
-        server.process.kill();
+        server.0.process.kill();
         let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
         let kinds = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
         assert!(kinds.contains(&error.kind()), "{error}");
     }
 
     async fn a_certificate_that_is_not_known_ends_the_handshake() {
-        let server = Server::start();
-        let other = Server::start();
-        let stream = TcpStream::connect(server.addr).await.unwrap();
-        let trust = connector(&other.certificate, &[]);
+        let server = Https::start();
+        let other = Https::start();
+        let stream = TcpStream::connect(server.0.addr).await.unwrap();
+        let trust = connector(&other.0.preface, &[]);
         let refused = trust.connect(ServerName::try_from("localhost").unwrap(), stream).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidData);
         server.greet().await;
     }
 }
 
-/// The example as a child process, on the driver of the test.
-struct Server {
-    process: Running,
-    certificate: String,
-    addr: SocketAddr,
-}
+/// The example, whose certificate its clients trust.
+struct Https(Server);
 
-impl Server {
-    fn start() -> Server {
-        let driver = annulus::driver_info().driver();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tls"));
-        command.arg("127.0.0.1:0").env("ANNULUS_DRIVER", driver.to_string());
-        command.env("ANNULUS_SHARDS", "2");
-        let mut process = Running::start(command);
-        let mut certificate = String::new();
-        while !certificate.ends_with("-----END CERTIFICATE-----\n") {
-            certificate += &process.line_after("");
-            certificate.push('\n');
-        }
-        let addr = process.line_after("listening on ").parse().expect("an address");
-        let runs_on = process.line_after("driver: ");
-        let wanted = if driver == Driver::Uring { "io_uring" } else { "epoll" };
-        assert!(runs_on.starts_with(wanted), "the server runs on {runs_on}");
-        Server { process, certificate, addr }
+impl Https {
+    fn start() -> Https {
+        Https(Server::start(env!("CARGO_BIN_EXE_tls"), &[]))
     }
 
     async fn connect(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
-        let stream = TcpStream::connect(self.addr).await.expect("connect");
+        let stream = TcpStream::connect(self.0.addr).await.expect("connect");
         let name = ServerName::try_from("localhost").expect("a name");
-        let connecting = connector(&self.certificate, protocols).connect(name, stream);
+        let connecting = connector(&self.0.preface, protocols).connect(name, stream);
         connecting.await.expect("the handshake")
     }
 
@@ -175,14 +155,6 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("receive the answer");
         assert!(answer.ends_with("hello, world\n"), "{answer}");
-    }
-
-    fn open_sockets(&self) -> usize {
-        let folder = format!("/proc/{}/fd", self.process.id());
-        let entries = std::fs::read_dir(folder).expect("read the server's descriptors");
-        // One that is closed meanwhile leads nowhere.
-        let leads = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-        leads.filter(|leads| leads.to_string_lossy().starts_with("socket:")).count()
     }
 }
 
