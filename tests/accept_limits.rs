@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use annulus::net::TcpStream;
+use annulus::net::{TcpListener, TcpStream, UdpSocket};
 use annulus::time::{sleep, timeout};
 use socket2::{Domain, Socket, Type};
 
@@ -63,6 +63,19 @@ each_driver! {
     }
 
     #[alone]
+    async fn a_bind_without_descriptors_says_what_to_raise() {
+        let unlimited = descriptor_limit();
+        leave_descriptors(0);
+        let tcp = TcpListener::bind("127.0.0.1:0").await;
+        let udp = UdpSocket::bind("127.0.0.1:0").await;
+        set_descriptor_limit(unlimited).expect("raise the limit again");
+        for error in [tcp.unwrap_err(), udp.unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("Too many open files") && text.contains("ulimit -n"), "{text}");
+        }
+    }
+
+    #[alone]
     async fn a_listener_nobody_accepts_from_costs_nothing_without_descriptors() {
         let (listener, addr) = listen().await;
         timeout(Duration::from_millis(1), listener.accept()).await.map(drop).unwrap_err();
@@ -95,7 +108,7 @@ async fn exchange(stream: &mut TcpStream, client: std::net::TcpStream) {
     client.await;
 }
 
-async fn accept_in_the_end(listener: &annulus::net::TcpListener) -> TcpStream {
+async fn accept_in_the_end(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,

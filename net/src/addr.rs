@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 
 use annulus_runtime::io::offload;
 
+use crate::shortage::remedy;
+
 /// Something that names one or more socket addresses.
 ///
 /// Addresses and texts such as `"127.0.0.1:80"` or `"[::1]:80"` are taken as they are. Other texts
@@ -57,10 +59,11 @@ pub(crate) fn internet_address(address: socket2::SockAddr) -> io::Result<SocketA
 
 /// Says why an address cannot be bound, and what to do about it.
 pub(crate) fn explain_bind(error: io::Error, address: SocketAddr) -> io::Error {
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => "another socket has the port; port 0 takes a free one",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address",
+    let why = match (error.kind(), remedy(&error)) {
+        (_, Some(remedy)) => remedy,
+        (io::ErrorKind::AddrInUse, _) => "another socket has the port; port 0 takes a free one",
+        (io::ErrorKind::PermissionDenied, _) => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        (io::ErrorKind::AddrNotAvailable, _) => "no interface of this machine has the address",
         _ => return error,
     };
     io::Error::new(error.kind(), format!("binding {address} failed: {error}: {why}"))
@@ -134,12 +137,9 @@ mod sealed {
             let parts = self.rsplit_once(':').filter(|(host, _)| !host.is_empty());
             let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
             let (host, port) = parts.ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!(
-                        "{self:?} is no socket address: expected HOST:PORT, such as 127.0.0.1:7000"
-                    ),
-                )
+                let expected = "expected HOST:PORT, such as 127.0.0.1:7000";
+                let text = format!("{self:?} is no socket address: {expected}");
+                io::Error::new(io::ErrorKind::InvalidInput, text)
             })?;
             Ok(Name::Lookup(host.to_owned(), port))
         }

@@ -27,6 +27,7 @@ mod listener;
 mod memory;
 mod notice;
 mod operations;
+mod shortage;
 pub mod stream;
 pub mod tcp;
 mod traits;

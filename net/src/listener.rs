@@ -22,6 +22,7 @@ use socket2::SockRef;
 
 use crate::family::Family;
 use crate::operations::Accept;
+use crate::shortage::is_shortage;
 use crate::stream::Stream;
 
 /// A socket that accepts connections: [`TcpListener`](crate::TcpListener) or
@@ -246,12 +247,6 @@ fn is_a_clients(error: &io::Error) -> bool {
 
 fn is_blocked(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-/// Errors that come back at once until something is freed.
-fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|errno| shortages.contains(&errno))
 }
 
 /// The future of [`Listener::accept`].

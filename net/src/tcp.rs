@@ -259,7 +259,8 @@ impl ListenOptions {
             Domain::for_address(address),
             Type::STREAM.nonblocking(),
             Some(Protocol::TCP),
-        )?;
+        )
+        .map_err(|error| explain_bind(error, address))?;
         // Connections that are still being closed must not keep a restarted server from its port.
         socket.set_reuse_address(true)?;
         if self.reuse_port {

@@ -99,7 +99,7 @@ impl ListenerGroup {
         check_runtime()?;
         let shards = Shard::all().len();
         let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
-        for address in address.to_socket_addrs()? {
+        for address in address.to_socket_addrs().map_err(explain_name)? {
             match listen(address, options, shards) {
                 Ok(group) => return Ok(group),
                 Err(error) => failed = error,
@@ -237,6 +237,17 @@ fn listen(address: SocketAddr, options: ListenOptions, shards: usize) -> io::Res
         shutdown: None,
         on_accept_error: None,
     })
+}
+
+/// The standard library does not say what it expects.
+fn explain_name(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::InvalidInput => {
+            let text = format!("{error}: expected HOST:PORT, such as 0.0.0.0:7000");
+            io::Error::new(error.kind(), text)
+        }
+        _ => error,
+    }
 }
 
 impl fmt::Debug for ListenerGroup {

@@ -20,6 +20,7 @@ use super::station::{Begin, Station};
 use super::{ListenerGroup, OnAcceptError};
 use crate::family::Tcp;
 use crate::listener::{Accepted, Accepting, Listener};
+use crate::shortage::remedy;
 use crate::tcp::TcpStream;
 
 /// How often errors of accepting are written where nobody wants to be told of them.
@@ -197,20 +198,9 @@ impl Errors {
         let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
         if noticed.is_none_or(|last| last.elapsed() >= NOTICE_INTERVAL) {
             *noticed = Some(Instant::now());
-            notify(format_args!(
-                "accepting on {} failed, clients wait: {error}{}",
-                self.address,
-                remedy(error)
-            ));
+            let (address, remedy) = (self.address, remedy(error).unwrap_or("accepting goes on"));
+            notify(format_args!("accepting on {address} failed, clients wait: {error}; {remedy}"));
         }
-    }
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EMFILE) => "; raise RLIMIT_NOFILE (ulimit -n)",
-        Some(libc::ENFILE) => "; raise the sysctl fs.file-max",
-        _ => "",
     }
 }
 

@@ -79,7 +79,8 @@ impl UdpOptions {
 
     pub(super) fn bind(&self, address: SocketAddr) -> io::Result<OwnedFd> {
         let domain = Domain::for_address(address);
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+            .map_err(|error| explain_bind(error, address))?;
         if self.reuse_address {
             socket.set_reuse_address(true)?;
         }

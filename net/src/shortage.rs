@@ -1,0 +1,18 @@
+//! Errors that say that the machine, or the process, has no more of something.
+
+use std::io;
+
+/// Errors that come back at once until something is freed.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|errno| shortages.contains(&errno))
+}
+
+/// What to do about a shortage of descriptors.
+pub(crate) fn remedy(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => Some("raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE= in systemd)"),
+        Some(libc::ENFILE) => Some("raise the sysctl fs.file-max"),
+        _ => None,
+    }
+}
