@@ -158,6 +158,14 @@ pub struct Limits {
 /// the tasks of a turn take. The rest waits for the next, behind a look at sockets and timers.
 pub(crate) const MAIL_PER_TURN_MAX: usize = 1024;
 
+/// Memory of ended tasks that a shard keeps for new ones: 2,000 small tasks, or as many of 512
+/// bytes as may come and go in a turn or two.
+pub(crate) const SPARE_TASKS_BYTES_MAX: usize = 256 << 10;
+
+/// Tasks that are larger than this are left to the allocator, whose part in what they cost is
+/// small.
+pub(crate) const SPARE_TASK_BYTES_MAX: usize = 2 << 10;
+
 /// Buffers that all datagram sockets of a shard share: twice what one visit of the kernel receives
 /// for a socket (32, `MULTISHOT_MAX_RETRY`). Past that, receives use their own memory.
 pub(crate) const DATAGRAM_BUFFERS: u16 = 64;

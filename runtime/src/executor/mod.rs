@@ -61,6 +61,7 @@
 //! A task that nobody but the executor knows has no such thread, nor mail on the way, as mail is a
 //! reference too; it is freed without a look at the bit.
 
+mod current;
 mod hooks;
 mod info;
 mod join;
@@ -68,6 +69,12 @@ mod list;
 mod mailbox;
 mod origin;
 mod queue;
+#[cfg(not(any(loom, asan)))]
+#[path = "spare.rs"]
+mod spare;
+#[cfg(any(loom, asan))]
+#[path = "no_spare.rs"]
+mod spare;
 mod state;
 mod task;
 mod waker;
@@ -77,20 +84,20 @@ mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub(crate) use current::EnterGuard;
 pub(crate) use hooks::Hooks;
 pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
-pub(crate) use queue::EnterGuard;
 pub(crate) use waker::{RootWaker, wake_own};
 
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};
+use current::Core;
 use hooks::Hook;
 use list::List;
 use mailbox::{Mail, Owner};
 use origin::Origin;
-use queue::Queue;
 use state::{Asked, Enqueue, Pause, Start};
 use std::cell::RefCell;
 use std::future::Future;
@@ -102,7 +109,7 @@ use task::{Newborn, TaskPtr, TaskRef, UNLISTED};
 pub(crate) struct Executor {
     shard: ShardId,
     mailbox: Arc<Mailbox>,
-    queue: Queue,
+    core: Core,
     /// Every uncompleted task; being listed is being held.
     tasks: RefCell<List>,
     /// The task whose future is being polled or dropped.
@@ -121,7 +128,7 @@ impl Executor {
         Executor {
             shard: mailbox.shard(),
             mailbox,
-            queue: Queue::new(),
+            core: Core::new(),
             tasks: RefCell::new(List::new()),
             current: Cell::new(None),
             index: 0,
@@ -141,7 +148,7 @@ impl Executor {
     /// Makes this executor the one at work on this thread, until the guard goes. Wakes of its tasks
     /// are then cheap; outside they go through the mailbox, like those from other threads.
     pub(crate) fn enter(&self) -> EnterGuard<'_> {
-        queue::enter(self.shard, &self.queue)
+        current::enter(self.shard, &self.core)
     }
 
     /// Queues a new task, and does not poll it. After [`Executor::close`] the future is dropped at
@@ -188,7 +195,7 @@ impl Executor {
     fn admit(&self, task: TaskPtr) {
         let index = self.tasks.borrow_mut().insert(task);
         task.header().index.set(index);
-        self.queue.push(task);
+        self.core.queue.push(task);
         if let Some(hooks) = &self.hooks {
             self.tell(&hooks.spawn, task);
         }
@@ -211,7 +218,7 @@ impl Executor {
         let _entered = self.enter();
         let _running = RunGuard::new(&self.runs);
         for turns in 0..budget {
-            let Some(task) = self.queue.pop() else { return turns };
+            let Some(task) = self.core.queue.pop() else { return turns };
             if self.run_task(task, observer) == Pace::Stop {
                 return turns + 1;
             }
@@ -249,7 +256,7 @@ impl Executor {
             Poll::Ready(()) => self.complete(task),
             Poll::Pending => match task.header().local.pause() {
                 Pause::Wait => {}
-                Pause::Requeue => self.queue.push(task),
+                Pause::Requeue => self.core.queue.push(task),
                 Pause::Cancel => self.cancel(task),
             },
         }
@@ -313,7 +320,7 @@ impl Executor {
             Asked::Abort => header.local.abort(),
         };
         if enqueue == Enqueue::Now {
-            self.queue.push(task);
+            self.core.queue.push(task);
         }
     }
 
@@ -324,7 +331,7 @@ impl Executor {
 
     /// How many tasks are ready.
     pub(crate) fn ready(&self) -> u32 {
-        self.queue.len()
+        self.core.queue.len()
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -365,7 +372,7 @@ impl Executor {
     /// Takes every task out of the run queue and sees to it that none comes back, since the queue
     /// does not keep a task alive that is cancelled in it.
     fn seize_all(&self) {
-        while self.queue.pop().is_some() {}
+        while self.core.queue.pop().is_some() {}
         for task in self.tasks.borrow().iter() {
             task.header().local.seize();
         }
@@ -397,7 +404,7 @@ where
 /// In a forked child, within `fork`: no executor of the parent is at work here any more.
 pub(crate) fn disown_all() {
     ShardId::disown_all();
-    queue::leave();
+    current::leave();
 }
 
 impl Drop for Executor {

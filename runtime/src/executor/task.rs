@@ -4,10 +4,11 @@
 //! the task, on the owner thread; then the output is, until the handle takes it, or whoever
 //! [`Shared`] names drops it. When the memory goes, on whatever thread, both are gone.
 
+use super::current::is_current;
 use super::join::JoinError;
 use super::mailbox::{Mailbox, Owner};
 use super::origin::Origin;
-use super::queue::is_current;
+use super::spare::Block;
 use super::state::{Completion, Local, Mail, Released, Shared};
 use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
@@ -68,6 +69,8 @@ struct VTable {
 }
 
 impl<F: Future> Task<F> {
+    const BLOCK: Block = Block::of::<Self>();
+
     const VTABLE: VTable = VTable {
         poll: Self::poll,
         cancel: Self::cancel,
@@ -158,9 +161,12 @@ impl<F: Future> Task<F> {
     /// # Safety
     /// Nobody may know the task any more, and its stage must be empty.
     unsafe fn free(task: TaskPtr) {
-        // SAFETY: `allocate` made it as a box of this type. The union drops nothing; the origin
-        // holds nothing of the user's but a text.
-        drop(unsafe { Box::from_raw(task.0.cast::<Self>().as_ptr()) });
+        let task = task.0.cast::<Self>();
+        // SAFETY: it is of this type, and nobody knows it any more. The union drops nothing; the
+        // origin holds nothing of the user's but a text.
+        unsafe { task.drop_in_place() };
+        // SAFETY: `allocate` took it as such a block.
+        unsafe { Self::BLOCK.free(task.cast()) };
     }
 }
 
@@ -177,8 +183,8 @@ impl TaskPtr {
         owner: Owner,
         origin: Origin,
     ) -> TaskPtr {
-        let mut task = Box::<Task<F>>::new_uninit();
-        task.write(Task {
+        let task = Task::<F>::BLOCK.allocate().cast::<Task<F>>();
+        let first = Task {
             header: Header {
                 vtable: &Task::<F>::VTABLE,
                 owner,
@@ -192,8 +198,9 @@ impl TaskPtr {
             },
             stage: UnsafeCell::new(Stage { future: ManuallyDrop::new(future) }),
             origin,
-        });
-        let task = NonNull::from(Box::leak(task));
+        };
+        // SAFETY: the memory is as large and aligned as the type asks for, and just for this.
+        unsafe { task.write(first) };
         TaskPtr(task.cast())
     }
 

@@ -3,8 +3,8 @@
 //! A waker works from every thread and at any time. On the task's own shard it touches the owner's
 //! words only; from anywhere else it sends mail, and as long as that is under way it sends no more.
 
+use super::current::{is_current, push_current};
 use super::mailbox::{Mail, Mailbox};
-use super::queue::{is_current, push_current};
 use super::state::{Enqueue, Post};
 use super::task::{TaskPtr, TaskRef};
 use crate::sync::{Arc, AtomicBool, Ordering};

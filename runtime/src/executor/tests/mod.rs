@@ -14,6 +14,8 @@ use std::thread::{self, ThreadId};
 mod elsewhere;
 mod end;
 mod handles;
+#[cfg(not(asan))]
+mod spare;
 mod tasks;
 mod wakers;
 
