@@ -223,8 +223,11 @@ impl Mailbox {
 
     /// The owner is up and will look at its mail before it sleeps again.
     pub(crate) fn awake(&self) {
+        // Only the owner raises the flag. What is not written stays shared with those who push.
         // Relaxed: a pusher that still sees the sleep rings once too often, no more.
-        self.sleep.store(AWAKE, Ordering::Relaxed);
+        if self.sleep.load(Ordering::Relaxed) != AWAKE {
+            self.sleep.store(AWAKE, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
