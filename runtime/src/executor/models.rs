@@ -317,6 +317,41 @@ fn completion_races_with_the_drop_of_the_handle() {
 }
 
 #[test]
+fn end_of_a_task_whose_handle_stays_races_with_aborts_and_clones() {
+    model(|| {
+        let executor = executor();
+        let handle = executor.spawn(async {});
+        let other = thread::spawn(move || {
+            handle.abort();
+            let abort = handle.abort_handle();
+            abort.abort();
+            (handle, abort)
+        });
+        executor.run(1, &());
+        drop(executor);
+        let (handle, abort) = other.join().unwrap();
+        assert!(handle.is_finished());
+        drop(handle);
+        // Of a task that is complete, without its handle and without its shard.
+        abort.abort();
+    });
+}
+
+#[test]
+fn end_of_a_task_whose_handle_stays_races_with_the_abort_of_a_clone() {
+    model(|| {
+        let executor = executor();
+        let handle = executor.spawn(async {});
+        let abort = handle.abort_handle();
+        let other = thread::spawn(move || abort.abort());
+        executor.run(1, &());
+        drop(handle);
+        drop(executor);
+        other.join().unwrap();
+    });
+}
+
+#[test]
 fn sent_task_races_with_the_end() {
     model(|| {
         let executor = executor();
