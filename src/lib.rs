@@ -32,6 +32,7 @@
 //! - [`Shard`], [`on_each_shard`]: the threads of the runtime, and running something on another;
 //!   [`net::ListenerGroup`] serves on all of them by one call.
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
+//! - [`fs`]: files, read and written at positions.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings; what holds when the
@@ -68,7 +69,7 @@ pub use annulus_net::io;
 pub use annulus_runtime::shutdown::ShutdownToken;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, Shard, buf, doctor, driver_info, metrics, on_each_shard, shutdown, signal, spawn,
+    Runtime, Shard, buf, doctor, driver_info, fs, metrics, on_each_shard, shutdown, signal, spawn,
     stall, task, time,
 };
 

@@ -241,8 +241,8 @@ unsafe impl Operation for Receive {
         recv(self.fd.as_fd(), memory, 0).map(|count| count as u32)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.fd
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.fd)
     }
 
     fn interest(&self) -> Interest {
@@ -278,8 +278,8 @@ unsafe impl Operation for AcceptOne {
         accept(self.0.as_fd()).map(|fd| fd.into_raw_fd() as u32)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.0
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.0)
     }
 
     fn interest(&self) -> Interest {

@@ -488,8 +488,8 @@ unsafe impl Operation for CancelAll {
         Ok(0)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.0
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.0)
     }
 
     fn interest(&self) -> Interest {

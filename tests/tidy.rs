@@ -25,6 +25,7 @@ const LAYERS: [&[&str]; 6] = [
         "metrics",
         "signal",
         "shutdown",
+        "fs",
     ],
     &["doctor"],
 ];

@@ -102,8 +102,8 @@ unsafe impl Operation for Connect {
         take_socket_error(self.socket.as_fd()).map(|()| 0)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.socket
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.socket)
     }
 
     fn interest(&self) -> Interest {

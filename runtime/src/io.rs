@@ -111,3 +111,36 @@ where
 {
     blocking::offload(f).await
 }
+
+/// Carries an operation whose system call may wait, as those of files do: on io_uring as an entry
+/// of the ring, on epoll by its [`call`](Operation::call), on a thread of the blocking pool.
+/// A paused clock does not run away from it.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+///
+/// # Cancel safety
+///
+/// As with [`Op`]: what the operation owns is kept until the kernel, or the thread, is done with
+/// it, and an answer that comes after the drop is disposed of. On epoll that happens on the
+/// thread, and a call that has begun runs to its end.
+pub async fn carry<T>(operation: T) -> T::Output
+where
+    T: Operation + Send,
+    T::Output: Send,
+{
+    let (in_ring, _hold) = shard::with(|shard| (shard.driver.receives_ahead(), shard.clock.hold()));
+    if in_ring { Op::new(operation).await } else { blocking::offload(|| call(operation)).await }
+}
+
+fn call<T: Operation>(mut operation: T) -> T::Output {
+    let answer = loop {
+        match operation.call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            answer => break answer,
+        }
+    };
+    // SAFETY: this is the answer to the operation's one call.
+    unsafe { operation.complete(answer) }
+}

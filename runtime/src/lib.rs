@@ -7,7 +7,7 @@
 //! `config`, `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`;
 //! `driver`, `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`,
 //! `receive`, `datagrams`, `task`, `join_set`, `time`, `blocking`, `shards`, `runtime`, `metrics`,
-//! `io`, `signal`, `shutdown`; `doctor`.
+//! `io`, `signal`, `shutdown`, `fs`; `doctor`.
 
 #![cfg(target_os = "linux")]
 
@@ -43,6 +43,7 @@ mod waiters;
 
 pub mod buf;
 pub mod doctor;
+pub mod fs;
 pub mod io;
 pub mod metrics;
 pub mod shutdown;

@@ -193,8 +193,8 @@ unsafe impl Operation for Ready {
         Ok(0)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.fd
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.fd)
     }
 
     fn interest(&self) -> Interest {

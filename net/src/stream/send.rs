@@ -100,8 +100,8 @@ unsafe impl Operation for Send {
         send(self.fd.as_fd(), self.bytes()).map(|count| count as u32)
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.fd
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.fd)
     }
 
     fn interest(&self) -> Interest {

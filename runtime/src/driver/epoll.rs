@@ -74,14 +74,17 @@ impl Epoll {
         waker: &Waker,
     ) -> Poll<io::Result<u32>> {
         loop {
-            if !self.known_ready(operation.descriptor(), operation.interest(), waker) {
+            let interest = operation.interest();
+            let known = |fd: &Rc<Fd>| self.known_ready(fd, interest, waker);
+            if !operation.descriptor().is_none_or(known) {
                 return Poll::Pending;
             }
             match operation.call() {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let interest = operation.interest();
-                    if let Err(refused) = self.not_ready(operation.descriptor(), interest) {
+                    // What cannot be waited for has its answer.
+                    let Some(fd) = operation.descriptor() else { return Poll::Ready(Err(e)) };
+                    if let Err(refused) = self.not_ready(fd, interest) {
                         return Poll::Ready(Err(refused));
                     }
                 }

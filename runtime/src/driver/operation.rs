@@ -29,16 +29,24 @@ pub unsafe trait Operation: Unpin + 'static {
     /// The request as a system call that does not wait. `WouldBlock` means: try again when the
     /// descriptor is ready for [`interest`](Operation::interest).
     ///
+    /// A request without a descriptor may wait here, if it is carried by
+    /// [`carry`](crate::io::carry), which makes the call on a thread of the blocking pool.
+    ///
     /// # Errors
     ///
     /// Those of the system call, which become the operation's result.
     fn call(&mut self) -> io::Result<u32>;
 
-    /// The descriptor that the request is about.
-    fn descriptor(&self) -> &Rc<Fd>;
+    /// The descriptor that is waited for. None if nothing can be: files are always ready, and a
+    /// path has no descriptor.
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        None
+    }
 
     /// What the descriptor must be ready for.
-    fn interest(&self) -> Interest;
+    fn interest(&self) -> Interest {
+        Interest::Read
+    }
 
     /// Turns the kernel's answer into the output. Also called, and the output dropped, when the
     /// future is gone: an accepted socket or a buffer must be owned by the output.

@@ -118,8 +118,8 @@ unsafe impl Operation for ReadCounter {
         u32::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
-    fn descriptor(&self) -> &Rc<Fd> {
-        &self.0.fd
+    fn descriptor(&self) -> Option<&Rc<Fd>> {
+        Some(&self.0.fd)
     }
 
     fn interest(&self) -> Interest {
