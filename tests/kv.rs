@@ -143,13 +143,13 @@ each_driver! {
     fn whatever_is_sent_the_others_are_served(driver: Driver) {
         let kv = Kv::start(driver, SHARDS);
         let mut numbers = Numbers(2);
-        let pieces: [&[u8]; 12] = [
-            b"*", b"$", b"\r\n", b"-1", b"3", b"GET", b"SET", b"key", b"\0", b"1048576", b" ", b"*3\r\n",
-        ];
+        let pieces = "* $ \r\n -1 3 GET SET key \0 1048576 *3\r\n".split(' ');
+        let pieces: Vec<_> = pieces.chain([" "]).collect();
         for round in 0..300 {
             let mut bytes = Vec::new();
             for _ in 0..numbers.below(40) {
-                bytes.extend_from_slice(pieces[numbers.below(12) as usize]);
+                let piece = pieces[numbers.below(pieces.len() as u64) as usize];
+                bytes.extend_from_slice(piece.as_bytes());
             }
             if round % 3 == 0 {
                 bytes.extend(Keyed(round).bytes(0, numbers.below(5000) as usize));
