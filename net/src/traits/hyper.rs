@@ -24,6 +24,10 @@
 //! }
 //! ```
 //!
+//! `pipeline_flush` lets the answers to several requests leave together. It is for bodies that are
+//! there as a whole: with it hyper (1.12) takes a streamed body without a bound, as fast as the
+//! program makes it, whether or not the peer reads.
+//!
 //! # What a flush means here
 //!
 //! hyper flushes after each answer, and goes on with the connection only when that is done. What is
