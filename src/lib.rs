@@ -42,7 +42,8 @@
 //!   report.
 //! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
 //! - The features `tokio-io`, `futures-io` and `hyper`: the traits by which other crates read and
-//!   write, on streams and their halves; what else hyper asks of a runtime.
+//!   write, on streams and their halves; what else hyper asks of a runtime. With `tower` and
+//!   `http2` also `hyper::serve`, for routers of axum's and other services.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
 //!
 //! # Dropping futures

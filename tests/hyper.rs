@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::error::Error;
 use std::future::poll_fn;
 use std::io;
-use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read as _, Write as _};
+use std::io::{BufReader, ErrorKind, IoSlice, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream as StdStream};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -27,6 +27,7 @@ use hyper::{Request, Response, StatusCode, client};
 use common::bytes::Keyed;
 use common::contract::{self, CountingAllocator, Traits, Wakes};
 use common::each_driver;
+use common::http::{answer, ask, read_head, request};
 use common::peer::{self, peer};
 use common::steps::{eventually, listen, pair, settle, with_peer};
 
@@ -248,14 +249,29 @@ each_driver! {
             peer::echo(&stream, Keyed(7), 200_000);
         })
         .await;
-        let service = service_fn(async |request: Request<Incoming>| {
-            annulus::spawn(echo_upgraded(hyper::upgrade::on(request)));
-            let answer = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-            let answer = answer.header(CONNECTION, "upgrade").header(UPGRADE, "echo");
-            answer.body(Full::<Bytes>::default())
-        });
-        http1::Builder::new().serve_connection(stream, service).with_upgrades().await.unwrap();
+        serve_upgrade(stream).await.unwrap();
         peer.await;
+    }
+
+    async fn both_sides_of_an_upgrade_have_their_stream() {
+        let (client, server) = pair().await;
+        let serving = annulus::spawn(serve_upgrade(server));
+        let (mut sender, connection) = client::conn::http1::handshake(client).await.unwrap();
+        let connection = annulus::spawn(connection.with_upgrades());
+        let request = Request::get("/").header(CONNECTION, "upgrade").header(UPGRADE, "echo");
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+        let upgraded = hyper::upgrade::on(answer).await.unwrap();
+        let parts = upgraded.downcast::<TcpStream>().expect("the stream that was connected");
+        assert!(parts.read_buf.is_empty(), "{:?}", parts.read_buf);
+        let mut stream = parts.io;
+        stream.write_all(&Keyed(3).bytes(0, 50_000)).await.unwrap();
+        let mut back = vec![0; 50_000];
+        stream.read_exact(&mut back).await.unwrap();
+        Keyed(3).check(0, &back);
+        serving.await.unwrap().unwrap();
+        connection.await.unwrap().unwrap();
     }
 
     async fn a_client_asks_a_blocking_server() {
@@ -381,44 +397,23 @@ async fn respond(
     Ok(Response::new(Full::new(body)))
 }
 
+/// Serves a request for an upgrade, after which the stream echoes.
+async fn serve_upgrade(stream: TcpStream) -> hyper::Result<()> {
+    let service = service_fn(async |request: Request<Incoming>| {
+        annulus::spawn(echo_upgraded(hyper::upgrade::on(request)));
+        let answer = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+        let answer = answer.header(CONNECTION, "upgrade").header(UPGRADE, "echo");
+        answer.body(Full::<Bytes>::default())
+    });
+    http1::Builder::new().serve_connection(stream, service).with_upgrades().await
+}
+
 async fn echo_upgraded(upgrading: hyper::upgrade::OnUpgrade) {
     let upgraded = upgrading.await.expect("an upgrade");
     let parts = upgraded.downcast::<TcpStream>().expect("the stream that was served");
     let mut stream = parts.io;
     stream.write_all(&parts.read_buf).await.expect("a write");
     drop(common::steps::echo(stream).await);
-}
-
-fn request(path: &str, body: &str) -> String {
-    format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-}
-
-fn ask(stream: &mut StdStream, path: &str, body: &str) {
-    stream.write_all(request(path, body).as_bytes()).expect("a peer's write");
-}
-
-/// The body of the next answer. Takes nothing behind it.
-fn answer(stream: &mut StdStream) -> String {
-    let mut reader = BufReader::with_capacity(1, stream);
-    let mut body = vec![0; read_head(&mut reader)];
-    reader.read_exact(&mut body).expect("a body");
-    String::from_utf8(body).expect("a body of text")
-}
-
-/// Reads a head and answers how long its body is.
-fn read_head(reader: &mut impl BufRead) -> usize {
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).expect("a line of a head");
-        assert!(line.ends_with('\n'), "the connection ended within a head: {line:?}");
-        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().expect("a length");
-        }
-        if line == "\r\n" {
-            return length;
-        }
-    }
 }
 
 async fn text(answer: Response<Incoming>) -> String {

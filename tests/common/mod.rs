@@ -17,6 +17,7 @@ use annulus::{Driver, Runtime};
 pub(crate) mod bytes;
 pub(crate) mod contract;
 pub(crate) mod cut;
+pub(crate) mod http;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod steps;

@@ -134,6 +134,11 @@ impl ListenerGroup {
         self
     }
 
+    #[cfg(feature = "tower")]
+    pub(crate) fn shutdown_token(&self) -> Option<ShutdownToken> {
+        self.shutdown.as_ref().map(|(token, _)| token.clone())
+    }
+
     /// Is told when accepting fails, at most every 100 ms for each shard: as a rule that no
     /// descriptor is left. Clients wait meanwhile and are served when there are some. By default
     /// such an error is written to stderr, once in ten seconds.

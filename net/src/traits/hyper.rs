@@ -1,6 +1,8 @@
 //! What hyper asks of a runtime: streams that it reads and writes, an executor, a timer.
 //!
 //! Streams are hyper's [`Read`] and [`Write`] as they are, without an adapter and a buffer between.
+//! With the feature `tower`, `serve` does what a server needs besides, for routers of axum's and
+//! other services; this is how to do it by hand:
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -50,6 +52,12 @@ use hyper::rt::{Executor, Read, ReadBufCursor, Sleep, Timer, Write};
 
 use crate::family::Family;
 use crate::stream::{Stream, Take};
+
+#[cfg(feature = "tower")]
+mod serve;
+
+#[cfg(feature = "tower")]
+pub use self::serve::{serve, serve_connection};
 
 impl<F: Family> Read for Stream<F> {
     fn poll_read(
