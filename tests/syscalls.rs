@@ -57,6 +57,32 @@ fn a_ping_pong_on_io_uring_costs_one_call_a_request() {
     });
 }
 
+// What a receive leaves behind is told by the kernel, and no call asks for it.
+#[test]
+fn a_large_message_on_io_uring_costs_no_call_that_finds_nothing() {
+    if common::uring_left_out() {
+        common::say("a_large_message_on_io_uring_costs_no_call_that_finds_nothing: left out");
+        return;
+    }
+    let test = Test::named("a_large_message_on_io_uring_costs_no_call_that_finds_nothing");
+    test.alone().deadline_s(120).plain(|| {
+        let server = Server::start(Driver::Uring);
+        let mut stream = peer::connect(server.addr);
+        let mut buf = vec![0; LARGE_BYTES];
+        for _ in 0..LARGE_REQUESTS {
+            stream.write_all(&[7; LARGE_BYTES]).expect("send a request");
+            stream.read_exact(&mut buf).expect("receive an answer");
+            // A server that asks has done so before the next request is there.
+            thread::sleep(Duration::from_millis(2));
+        }
+        server.settle();
+        let calls = server.calls();
+        let in_vain = calls.iter().filter(|call| call.contains("EAGAIN")).count();
+        println!("{in_vain} of {} calls have found nothing", calls.len());
+        assert!(in_vain <= LARGE_REQUESTS / 10, "{in_vain} calls have found nothing");
+    });
+}
+
 // Where every request is an event, epoll needs a wait, a receive and a send.
 #[test]
 fn a_ping_pong_on_epoll_costs_three_calls_a_request() {
@@ -154,6 +180,9 @@ fn role_serves_echo() {
 
 const HELD: u64 = 10_000;
 const REQUESTS: usize = 2000;
+const LARGE_REQUESTS: usize = 200;
+// As long as the server's buffer: a full read may have emptied the socket or not.
+const LARGE_BYTES: usize = 16 * 1024;
 const LOG: &str = "strace.log";
 // Longer than any timer that a busy server may have left behind.
 const QUIET: Duration = Duration::from_millis(500);

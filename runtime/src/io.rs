@@ -16,14 +16,15 @@ pub use crate::multishot::Multishot;
 pub use crate::notice::notify;
 pub use crate::op::Op;
 pub use crate::receive::{
-    Ready, ReceivePooled, is_known_blocked, not_ready, recv_lease, short_read,
+    Arrival, Arrivals, Ready, ReceivePooled, is_known_blocked, not_ready, recv_lease, short_read,
 };
 pub use crate::resident::{
     Homed, Release, Resident, ResidentKey, check_runtime, depart, give_back, is_settled,
     mark_dirty, send_quietly, spare_buffer,
 };
 pub use crate::sys::{
-    Message, TRANSFER_BYTES_MAX, accept, recv, recv_message, send, take_socket_error,
+    Message, Received, Rest, TRANSFER_BYTES_MAX, accept, receive, recv, recv_message, send,
+    take_socket_error, tell_rest,
 };
 pub use crate::waiters::{Place, WaiterKey, Waiters};
 use crate::{blocking, shard};

@@ -40,7 +40,16 @@ impl<T: MultishotOperation> Multishot<T> {
     }
 
     /// The next answer. Arms the request if it is not armed.
+    #[inline]
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<T::Item> {
+        match self.poll_armed(cx) {
+            Poll::Ready(Some(item)) => Poll::Ready(item),
+            Poll::Ready(None) => self.poll_arming(cx),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_arming(&mut self, cx: &mut Context<'_>) -> Poll<T::Item> {
         let shard = shard::current();
         self.flight.check(&shard);
         let operation = self.operation.as_mut().expect("taken by drop only");

@@ -13,7 +13,7 @@ use crate::driver::multishot_receive;
 use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 use crate::fd::{Fd, Interest};
 use crate::shard;
-use crate::sys;
+use crate::sys::{self, Received, Rest};
 
 /// Receives whatever comes, each time into a buffer of the shard's pool.
 ///
@@ -131,34 +131,34 @@ impl ReceivePooled {
 /// # Panics
 ///
 /// Outside of a runtime.
-pub fn recv_lease(fd: &Fd, bytes_max: usize) -> io::Result<(Lease, bool)> {
+pub fn recv_lease(fd: &Fd, bytes_max: usize, rest: Rest) -> io::Result<(Lease, bool, Received)> {
     let pool = shard::with(|shard| Rc::clone(shard.driver.pool()));
     if bytes_max <= pool.buffer_bytes() {
         if let Some(buffer) = pool.take() {
-            let received = pool.with_taken(buffer, |memory| sys::recv(fd.as_fd(), memory, 0));
-            let filled = received.as_ref().is_ok_and(|count| *count == pool.buffer_bytes());
-            match received {
-                Ok(count) if count > 0 => {
-                    return Ok((pool.lend(buffer, count as u32).into_lease(), filled));
+            let answer = pool.with_taken(buffer, |memory| sys::receive(fd.as_fd(), memory, rest));
+            return match answer {
+                Ok(received) if received.bytes > 0 => {
+                    let lease = pool.lend(buffer, received.bytes as u32).into_lease();
+                    Ok((lease, received.bytes == pool.buffer_bytes(), received))
                 }
                 end_or_error => {
                     pool.untake(buffer);
-                    return end_or_error.map(|_| (Lease::from(Vec::new()), false));
+                    end_or_error.map(|received| (Lease::from(Vec::new()), false, received))
                 }
-            }
+            };
         }
     }
     let mut bytes = Vec::with_capacity(bytes_max.max(pool.buffer_bytes()));
     let memory = bytes.spare_capacity_mut();
     let asked = memory.len();
-    let count = sys::recv(fd.as_fd(), memory, 0)?;
-    // SAFETY: the kernel has written `count` bytes of the spare capacity of an empty vector.
-    unsafe { bytes.set_len(count) };
-    if count < asked / 2 {
+    let received = sys::receive(fd.as_fd(), memory, rest)?;
+    // SAFETY: the kernel has written so many bytes of the spare capacity of an empty vector.
+    unsafe { bytes.set_len(received.bytes) };
+    if received.bytes < asked / 2 {
         // Whoever keeps leases of little keeps little.
         bytes.shrink_to_fit();
     }
-    Ok((Lease::from(bytes), count == asked))
+    Ok((Lease::from(bytes), received.bytes == asked, received))
 }
 
 /// Waits until a descriptor is ready, as `poll(2)` does.
@@ -203,6 +203,72 @@ unsafe impl Operation for Ready {
 
     unsafe fn complete(self, result: io::Result<u32>) -> Self::Output {
         result.map(drop)
+    }
+}
+
+/// Tells whenever something has arrived at a descriptor, by one request that stays armed. On
+/// io_uring only.
+///
+/// An arrival is told once, not as long as it lies there: wait for the next one only when nothing
+/// is left of the last. What was there when the request was armed is told too.
+#[derive(Debug)]
+pub struct Arrivals {
+    fd: Rc<Fd>,
+}
+
+impl Arrivals {
+    /// Watches this descriptor.
+    #[must_use]
+    pub fn new(fd: Rc<Fd>) -> Arrivals {
+        Arrivals { fd }
+    }
+}
+
+/// Arrivals that nobody looks at before the request is ended. One would be enough to know; but
+/// each end costs two entries and what lies there is told again.
+const ARRIVALS_QUEUED_MAX: usize = 16;
+
+/// Something has arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival(u32);
+
+impl Arrival {
+    /// True if the end of the stream was among it, or an error.
+    #[must_use]
+    pub fn is_last(self) -> bool {
+        self.0 & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32 != 0
+    }
+}
+
+// SAFETY: the entry refers to no memory.
+unsafe impl MultishotOperation for Arrivals {
+    type Item = io::Result<Arrival>;
+
+    fn queued_max(&self) -> usize {
+        ARRIVALS_QUEUED_MAX
+    }
+
+    fn entry(&mut self) -> Entry {
+        let events = libc::POLLIN | libc::POLLRDHUP;
+        // Without the level-triggered flag (since 5.20) each wake of the socket is told once.
+        opcode::PollAdd::new(types::Fd(self.fd.raw()), events as u32).multi(true).build()
+    }
+
+    fn call(&mut self) -> io::Result<Completion> {
+        // The epoll driver asks only while it does not know better.
+        Ok(Completion::from_call(0))
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.fd
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Read
+    }
+
+    unsafe fn item(&mut self, completion: Completion) -> Self::Item {
+        completion.result().map(Arrival)
     }
 }
 

@@ -86,6 +86,75 @@ pub fn recv(
     Ok(count as usize)
 }
 
+/// Whether a receive asks how much it leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It does not.
+    Ignored,
+    /// Told by TCP sockets that [were asked to](tell_rest).
+    Asked,
+}
+
+/// What a receive has brought.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Bytes in the buffer.
+    pub bytes: usize,
+    /// What was behind these bytes, if the kernel has told: 0 means that nothing is, neither bytes
+    /// nor the end of the stream.
+    pub rest: Option<usize>,
+}
+
+/// As [`recv`], and may ask for more than the bytes.
+pub fn receive(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [MaybeUninit<u8>],
+    rest: Rest,
+) -> io::Result<Received> {
+    if rest == Rest::Ignored {
+        return Ok(Received { bytes: recv(fd, buffer, 0)?, rest: None });
+    }
+    let mut control = RestControl::default();
+    let message = recv_message(fd, buffer, &mut [], &mut control.0, 0)?;
+    Ok(Received { bytes: message.bytes, rest: control.rest(message.control_bytes) })
+}
+
+/// Has a TCP socket tell its receives how much they leave behind (`TCP_INQ`, since Linux 4.18).
+///
+/// # Errors
+///
+/// Those of `setsockopt(2)`.
+pub fn tell_rest(fd: BorrowedFd<'_>, rest: Rest) -> io::Result<()> {
+    let value = libc::c_int::from(rest == Rest::Asked);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value and its length agree and outlive the call.
+    check(unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INQ, value, length)
+    })
+    .map(drop)
+}
+
+/// Room for the control message that tells the rest: a header of a word and two integers, and an
+/// integer, padded.
+#[derive(Default)]
+#[repr(align(8))]
+struct RestControl([u8; REST_CONTROL_BYTES]);
+
+const REST_HEADER_BYTES: usize = size_of::<usize>() + 8;
+const REST_CONTROL_BYTES: usize = REST_HEADER_BYTES + 8;
+
+impl RestControl {
+    /// What the kernel has written, if it is that message.
+    fn rest(&self, written: usize) -> Option<usize> {
+        let integer = |at: usize| Some(i32::from_ne_bytes(*self.0.get(at..)?.first_chunk()?));
+        let kind = (integer(size_of::<usize>())?, integer(size_of::<usize>() + 4)?);
+        let told = written >= REST_HEADER_BYTES + size_of::<i32>()
+            && kind == (libc::IPPROTO_TCP, libc::TCP_CM_INQ);
+        told.then(|| integer(REST_HEADER_BYTES).and_then(|rest| usize::try_from(rest).ok()))?
+    }
+}
+
 /// Sends from `buffer` without waiting and without raising SIGPIPE.
 pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
@@ -129,8 +198,10 @@ pub fn recv_message(
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    header.msg_name = name.as_mut_ptr().cast();
-    header.msg_namelen = name.len() as libc::socklen_t;
+    if !name.is_empty() {
+        header.msg_name = name.as_mut_ptr().cast();
+        header.msg_namelen = name.len() as libc::socklen_t;
+    }
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control.len() as _;
     // SAFETY: each pointer and its length describe one of the caller's writable slices.

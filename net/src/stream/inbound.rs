@@ -11,18 +11,14 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::buf::Lease;
-use annulus_runtime::io::{
-    Fd, Interest, Multishot, Op, PoolBuffer, Ready, ReceivePooled, is_known_blocked, not_ready,
-    receives_ahead, recv, recv_lease, short_read,
-};
+use annulus_runtime::io::{Fd, Multishot, PoolBuffer, ReceivePooled, receives_ahead};
 
+use super::direct::Direct;
 use crate::memory::copy;
 
 /// While much comes, a read at least this large goes direct. At 8 KiB that costs a quarter less
@@ -36,25 +32,22 @@ const BULK_READ_BYTES_MIN: usize = 8 * 1024;
 const BULK_LEASE_BYTES: usize = 32 * 1024;
 
 pub(crate) struct Inbound {
-    fd: Rc<Fd>,
     /// Bytes that a read gave back, which come before all others.
     returned: Vec<u8>,
     /// What the reader has begun to take.
     front: Option<PoolBuffer>,
     /// The kernel's receive into the pool, on drivers that have it.
     pooled: Option<Multishot<ReceivePooled>>,
+    /// That receive is not armed, and everything it has brought was taken.
+    pool_quiet: bool,
     /// The pool had no buffer for this stream: the next receive goes to the caller's memory.
     dry: bool,
     /// Bytes taken since there was last nothing behind them.
     run: usize,
     /// So much comes without a pause that receives go to the caller's memory.
     bulk: bool,
-    /// A direct receive has emptied the socket: wait before the next one.
-    drained: bool,
-    /// A direct receive that took less than it could have says so.
-    short_read_empties: bool,
-    /// Waits until a direct receive can succeed.
-    readable: Option<Op<Ready>>,
+    /// Receives into the caller's memory.
+    direct: Direct,
     /// What the kernel's receive has failed with, behind the bytes that came before.
     failed: Option<io::Error>,
     ended: bool,
@@ -75,16 +68,14 @@ impl Inbound {
     pub(super) fn new(fd: Rc<Fd>, short_read_empties: bool) -> Inbound {
         let pooled = receives_ahead().then(|| Multishot::new(ReceivePooled::new(Rc::clone(&fd))));
         Inbound {
-            fd,
             returned: Vec::new(),
             front: None,
+            pool_quiet: pooled.is_none(),
             pooled,
             dry: false,
             run: 0,
             bulk: false,
-            drained: false,
-            short_read_empties,
-            readable: None,
+            direct: Direct::new(fd, short_read_empties),
             failed: None,
             ended: false,
         }
@@ -267,6 +258,8 @@ impl Inbound {
     #[inline]
     fn poll_pooled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pooled) = &mut self.pooled else { return Poll::Ready(()) };
+        self.direct.set_aside();
+        self.pool_quiet = false;
         let item = match ready!(pooled.poll_armed(cx)) {
             Some(item) => item,
             None if pooled.operation().has_buffers() => ready!(pooled.poll_next(cx)),
@@ -280,7 +273,12 @@ impl Inbound {
     }
 
     /// Ends the pooled receive. True when it has ended, false when it brought something before.
+    #[inline]
     fn poll_pool_quiet(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.pool_quiet { Poll::Ready(true) } else { self.poll_quieting(cx) }
+    }
+
+    fn poll_quieting(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(pooled) = &mut self.pooled else { return Poll::Ready(true) };
         pooled.stop();
         match ready!(pooled.poll_armed(cx)) {
@@ -288,7 +286,10 @@ impl Inbound {
                 self.note(item);
                 Poll::Ready(false)
             }
-            None => Poll::Ready(true),
+            None => {
+                self.pool_quiet = true;
+                Poll::Ready(true)
+            }
         }
     }
 
@@ -318,63 +319,29 @@ impl Inbound {
         memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<usize>> {
-        let flags = if take == Take::Peek { libc::MSG_PEEK } else { 0 };
-        let asked = memory.len();
-        let count = ready!(self.poll_calling(cx, |fd| recv(fd.as_fd(), memory, flags)))?;
-        if take != Take::Peek {
-            self.received_directly(count, count == asked);
-        }
+        let count = if take == Take::Peek {
+            ready!(self.direct.poll_peek(cx, memory))?
+        } else {
+            let count = ready!(self.direct.poll_receive(cx, memory))?;
+            self.received_directly(count, count == memory.len());
+            count
+        };
         self.ended |= count == 0;
         Poll::Ready(Ok(count))
     }
 
     fn poll_direct_lease(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
         let wanted = if self.bulk { BULK_LEASE_BYTES } else { 0 };
-        let (lease, filled) = ready!(self.poll_calling(cx, |fd| recv_lease(fd, wanted)))?;
+        let (lease, filled) = ready!(self.direct.poll_lease(cx, wanted))?;
         self.received_directly(lease.len(), filled);
         self.ended |= lease.is_empty();
         Poll::Ready(Ok(lease))
-    }
-
-    /// Makes a receiving call as soon as it does not block.
-    fn poll_calling<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut call: impl FnMut(&Fd) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        loop {
-            if let Some(readable) = &mut self.readable {
-                let answer = ready!(Pin::new(readable).poll(cx));
-                self.readable = None;
-                answer?;
-            } else if self.drained || is_known_blocked(&self.fd, Interest::Read) {
-                self.await_readable();
-                continue;
-            }
-            match call(&self.fd) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    not_ready(&self.fd, Interest::Read)?;
-                    self.await_readable();
-                }
-                answer => return Poll::Ready(answer),
-            }
-        }
-    }
-
-    fn await_readable(&mut self) {
-        self.drained = false;
-        self.readable = Some(Op::new(Ready::new(Rc::clone(&self.fd), Interest::Read)));
     }
 
     fn received_directly(&mut self, count: usize, filled: bool) {
         // Back to the pool, if it has recovered; `poll_pooled` looks.
         self.dry = false;
         self.took(count, filled);
-        if count > 0 && !filled && self.short_read_empties {
-            short_read(&self.fd);
-            self.drained = self.pooled.is_some();
-        }
     }
 
     /// Gives back bytes that a read took and did not hand on.
@@ -389,7 +356,7 @@ impl Inbound {
 
     /// Ends the kernel's receive.
     pub(super) fn halt(&mut self) {
-        self.readable = None;
+        self.direct.halt();
         if let Some(pooled) = &mut self.pooled {
             pooled.stop_now();
         }
@@ -427,7 +394,7 @@ impl Inbound {
     /// The stream is gone: lets go of everything.
     pub(super) fn release(&mut self) {
         self.pooled = None;
-        self.readable = None;
+        self.direct.release();
         self.front = None;
         self.returned = Vec::new();
     }

@@ -14,6 +14,7 @@
 
 mod connection;
 mod detach;
+mod direct;
 mod inbound;
 mod outbound;
 mod owned;
