@@ -44,6 +44,8 @@
 //! - The features `tokio-io`, `futures-io` and `hyper`: the traits by which other crates read and
 //!   write, on streams and their halves; what else hyper asks of a runtime. With `tower` and
 //!   `http2` also `hyper::serve`, for routers of axum's and other services.
+//! - The feature `sync`: tokio's channels and locks, which know no runtime, as `annulus::sync`; the
+//!   feature `tokio-context`: crates that insist on tokio's reactor, such as reqwest and sqlx.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
 //!
 //! # Dropping futures
@@ -68,11 +70,25 @@ pub use annulus_net::hyper;
 pub use annulus_net::io;
 #[doc(no_inline)]
 pub use annulus_runtime::shutdown::ShutdownToken;
+#[cfg(feature = "tokio-context")]
+pub use annulus_runtime::tokio_context;
 pub use annulus_runtime::{
     BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
     Runtime, Shard, buf, doctor, driver_info, fs, metrics, on_each_shard, shutdown, signal, spawn,
     stall, task, time,
 };
+
+/// tokio's channels and locks, which know no runtime: they work between tasks of one shard, between
+/// shards, and with other threads. A feature; nothing of tokio's runtime comes with it.
+#[cfg(feature = "sync")]
+pub mod sync {
+    #[doc(no_inline)]
+    pub use tokio::sync::{
+        Barrier, Mutex, MutexGuard, Notify, OnceCell, OwnedMutexGuard, OwnedSemaphorePermit,
+        RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, broadcast, mpsc,
+        oneshot, watch,
+    };
+}
 
 /// The pieces of the runtime, for crates that add operations or socket types.
 pub mod runtime {

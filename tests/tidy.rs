@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 6] = [
         "signal",
         "shutdown",
         "fs",
+        "tokio_context",
     ],
     &["doctor"],
 ];

@@ -51,6 +51,8 @@ pub mod signal;
 pub mod stall;
 pub mod task;
 pub mod time;
+#[cfg(feature = "tokio-context")]
+pub mod tokio_context;
 
 pub use config::{ConfigError, Driver, LIMITS, Limits};
 pub use doctor::doctor;
