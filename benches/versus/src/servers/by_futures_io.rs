@@ -3,8 +3,10 @@
 use std::io;
 
 use smol::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use smol_hyper::rt::FuturesIo;
 
 use super::desk::Desk;
+use super::http;
 use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -18,6 +20,7 @@ pub(super) async fn serve(stream: impl Stream, work: Work, desk: Option<Desk>) -
         (Work::Source, _) => source(stream).await,
         (Work::Sink, _) => sink(stream).await,
         (Work::Relay, Some(desk)) => relay(stream, desk).await,
+        (Work::Http, _) => http::serve(FuturesIo::new(stream)).await,
         (other, _) => Err(io::Error::other(format!("no server by these traits for {other}"))),
     }
 }

@@ -8,12 +8,14 @@ use compio::driver::ProactorBuilder;
 use compio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use compio::net::{TcpListener, TcpStream};
 use compio::runtime::Runtime;
+use cyper_core::HyperStream;
 
 use super::desk::Desk;
+use super::http;
 use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
-pub(crate) fn does(work: Work) -> bool {
-    work != Work::Http
+pub(crate) fn does(_work: Work) -> bool {
+    true
 }
 
 pub(crate) fn serve(work: Work) -> Result<(), Failure> {
@@ -50,6 +52,7 @@ async fn connection(stream: TcpStream, work: Work, desk: Option<Desk>) -> io::Re
         (Work::Source, _) => source(stream).await,
         (Work::Sink, _) => sink(stream).await,
         (Work::Relay, Some(desk)) => relay(stream, desk).await,
+        (Work::Http, _) => http::serve(HyperStream::new_plain(stream)).await,
         (other, _) => Err(io::Error::other(format!("compio has no server for {other}"))),
     }
 }

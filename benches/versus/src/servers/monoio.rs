@@ -6,16 +6,19 @@
 use std::io;
 
 use bench_support::children::{Failure, announce};
+use hyper_util::rt::TokioIo;
 use monoio::io::{AsyncReadRent, AsyncReadRentExt, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 use monoio::{IoUringDriver, Runtime, RuntimeBuilder};
+use monoio_compat::TcpStreamCompat;
 use monoio_ring::IoUring;
 
 use super::desk::Desk;
+use super::http;
 use crate::work::{BLOCK_BYTES, REQUEST_BYTES, SMALL_WRITES, Work};
 
-pub(crate) fn does(work: Work) -> bool {
-    work != Work::Http
+pub(crate) fn does(_work: Work) -> bool {
+    true
 }
 
 pub(crate) fn serve(work: Work) -> Result<(), Failure> {
@@ -51,6 +54,8 @@ async fn connection(stream: TcpStream, work: Work, desk: Option<Desk>) -> io::Re
         (Work::Source, _) => source(stream).await,
         (Work::Sink, _) => sink(stream).await,
         (Work::Relay, Some(desk)) => relay(stream, desk).await,
+        // Its other way, by readiness, is a feature that puts an epoll instance into every ring.
+        (Work::Http, _) => http::serve(TokioIo::new(TcpStreamCompat::new(stream))).await,
         (other, _) => Err(io::Error::other(format!("monoio has no server for {other}"))),
     }
 }
