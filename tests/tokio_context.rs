@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use annulus::time::{Instant, sleep, timeout};
 use annulus::tokio_context::TokioContext;
-use annulus::{Driver, Runtime, on_each_shard};
+use annulus::{Driver, Runtime, Shard, on_each_shard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 
@@ -211,6 +211,23 @@ each_driver! {
         });
     }
 
+    fn its_threads_are_bound_to_no_processor_of_a_shard(driver: Driver) {
+        let name = "its_threads_are_bound_to_no_processor_of_a_shard";
+        in_own_process(name, driver, || {
+            let before = allowed_processors();
+            let runtime = Runtime::builder().driver(driver).shards(2).pin(true).build().unwrap();
+            runtime.block_on(async {
+                let second = Shard::all()[1].spawn_with(async || {
+                    let tokio = TokioContext::start().unwrap();
+                    let spawned = tokio.handle().spawn(async { allowed_processors() });
+                    let blocking = async { tokio::task::spawn_blocking(allowed_processors).await };
+                    (spawned.await.unwrap(), tokio.enter(blocking).await.unwrap())
+                });
+                assert_eq!(second.await.unwrap(), (before.clone(), before));
+            });
+        });
+    }
+
     #[alone]
     fn a_forked_child_starts_its_own(driver: Driver) {
         runtime(driver).block_on(async {
@@ -232,6 +249,13 @@ each_driver! {
             parent.enter(async { tokio::time::sleep(SHORT).await }).await;
         });
     }
+}
+
+/// Where the calling thread may run.
+fn allowed_processors() -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("read the status");
+    let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:"));
+    line.expect("a line of processors").to_owned()
 }
 
 fn runtime(driver: Driver) -> Runtime {
