@@ -358,6 +358,9 @@ each_driver! {
             let error = reading.open_beneath(&folder, path).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::CrossesDevices, "{path}: {error}");
         }
+        let inner = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY);
+        let inner = inner.open_beneath(&folder, "inner").await.unwrap();
+        assert!(inner.metadata().await.unwrap().is_dir());
         let making = OpenOptions::new().write(true).create(true).mode(0o600);
         making.open_beneath(&folder, "new").await.unwrap();
         let mode = fs::metadata(root.join("new")).unwrap().permissions().mode();

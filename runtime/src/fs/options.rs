@@ -183,7 +183,9 @@ impl OpenOptions {
     fn operation(&self, path: &Path, directory: Option<&File>) -> io::Result<Open> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let flags = self.flags()?;
-        let makes = flags & (libc::O_CREAT | libc::O_TMPFILE) != 0;
+        // The second of these has O_DIRECTORY in it, which alone makes nothing.
+        let has = |bits: libc::c_int| flags & bits == bits;
+        let makes = has(libc::O_CREAT) || has(libc::O_TMPFILE);
         let beneath = directory.map(|directory| {
             // SAFETY: the struct holds integers only, for which all zeros is a value.
             let mut how: Box<libc::open_how> = Box::new(unsafe { std::mem::zeroed() });
