@@ -266,6 +266,23 @@ each_driver! {
         }
     }
 
+    async fn a_client_that_begins_with_http2_and_says_no_more_is_shown_out() {
+        for (start, seconds) in [("PRI ", 30), ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 50)] {
+            let (mut client, mut server) = pair().await;
+            client.write_all(start.as_bytes()).await.unwrap();
+            client.flush().await.unwrap();
+            server.peek(&mut [0]).await.unwrap();
+            time::pause();
+            let before = Instant::now();
+            let token = ShutdownToken::new();
+            let serving = serve_connection(server, Paths::default(), &token);
+            let served = time::timeout(Duration::from_secs(3600), serving).await;
+            let error = served.expect("an end").unwrap_err();
+            assert_eq!(before.elapsed().as_secs(), seconds, "{start:?}: {error}");
+            time::resume();
+        }
+    }
+
     async fn a_dropped_serve_goes_on_with_what_it_serves() {
         let server = Server::start(Paths::default());
         let addr = server.addr;

@@ -37,9 +37,11 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// service does there need not be `Send`, nor do its futures, bodies and errors.
 ///
 /// HTTP/1.1 with kept connections, pipelining and upgrades, and with the feature `http2` HTTP/2 for
-/// clients that begin with it ("prior knowledge"; there is no TLS here). A connection that sends no
-/// request for 30 s, or takes longer for its head, is closed. An error or a panic of the service,
-/// or a peer that breaks off or does not speak HTTP, end one connection.
+/// clients that begin with it ("prior knowledge"; there is no TLS here). A connection of HTTP/1.1
+/// that sends no request for 30 s, or takes longer for its head, is closed. One of HTTP/2 is closed
+/// if its beginning takes so long, or if it says nothing for 30 s and then does not answer a ping
+/// for 20 s. An error or a panic of the service, or a peer that breaks off or does not speak HTTP,
+/// end one connection.
 ///
 /// # The end
 ///

@@ -15,9 +15,9 @@ use crate::family::Family;
 use crate::hyper::{LocalExecutor, ShardTimer};
 use crate::stream::Stream;
 
-/// How a client begins that speaks HTTP/2 (RFC 9113, 3.4), as far as it differs from HTTP/1.1, in
-/// which no method has this name. hyper looks at the rest.
-const PREFACE: &[u8; 4] = b"PRI ";
+/// How a client begins that speaks HTTP/2 (RFC 9113, 3.4). All of it is waited for here, as hyper
+/// would wait for the rest without an end.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves the connection if its client speaks HTTP/2. Gives it back, with all of its bytes, if it
 /// speaks something else. Ends it if the client says nothing in time or until the end is asked for.
@@ -79,7 +79,8 @@ where
     B::Error: Into<BoxError>,
 {
     let mut http = http2::Builder::new(LocalExecutor);
-    http.timer(ShardTimer);
+    // A peer that has gone without a word does not answer, and is let go.
+    http.timer(ShardTimer).keep_alive_interval(HEAD_TIMEOUT);
     let mut connection = pin!(http.serve_connection(stream, service));
     match asked.unless(connection.as_mut()).await {
         Some(ended) => ended,
