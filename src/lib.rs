@@ -36,7 +36,7 @@
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings; what holds when the
-//!   process forks.
+//!   process forks. A loop that is not its own drives it by [`Runtime::turn`].
 //! - [`driver_info`]: which driver runs, and why.
 //! - [`Builder::stall`]: names the task that does not yield, with a backtrace; [`stall`] has the
 //!   report.
@@ -73,9 +73,9 @@ pub use annulus_runtime::shutdown::ShutdownToken;
 #[cfg(feature = "tokio-context")]
 pub use annulus_runtime::tokio_context;
 pub use annulus_runtime::{
-    BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Refusal,
-    Runtime, Shard, buf, doctor, driver_info, fs, metrics, on_each_shard, shutdown, signal, spawn,
-    stall, task, time,
+    BuildError, Builder, ConfigError, Driver, DriverInfo, JoinError, JoinHandle, Metrics, Outlook,
+    Refusal, Runtime, Shard, buf, doctor, driver_info, fs, metrics, on_each_shard, shutdown,
+    signal, spawn, stall, task, time,
 };
 
 /// tokio's channels and locks, which know no runtime: they work between tasks of one shard, between

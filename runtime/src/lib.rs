@@ -59,6 +59,6 @@ pub use doctor::doctor;
 pub use driver::{Cause, DriverInfo, Refusal, Stage};
 pub use error::BuildError;
 pub use metrics::{Metrics, metrics};
-pub use runtime::{Builder, Runtime, driver_info};
+pub use runtime::{Builder, Outlook, Runtime, driver_info};
 pub use shards::{Shard, on_each_shard};
 pub use task::{JoinError, JoinHandle, spawn};

@@ -1,5 +1,7 @@
 //! Building a runtime and running a future on it.
 
+mod outside;
+
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use crate::shards::Shard;
 use crate::stall::{OnStall, Stall};
 use crate::trace::TaskSpan;
 
+pub use outside::Outlook;
+
 /// A runtime: the shard of the thread that made it, and further ones as soon as they are addressed
 /// (see [`Shard`]).
 ///
@@ -22,6 +26,62 @@ use crate::trace::TaskSpan;
 /// operation in flight, on all shards, and returns when the kernel has let go of all memory and the
 /// threads have ended; bytes that streams have not yet sent are given a second to leave. A thread
 /// whose task does not yield is waited for some seconds, and left behind with a notice.
+///
+/// # In a library
+///
+/// A library may have a runtime of its own on a thread that it owns, whatever its user's program
+/// runs on: any number of runtimes are in a process. What the user calls sends its work there by
+/// [`Shard::spawn_with`]; the handle can be awaited in every runtime, also in none of this crate.
+///
+/// ```
+/// use std::thread;
+///
+/// use annulus_runtime::{Runtime, Shard, shutdown::ShutdownToken};
+///
+/// /// Keeps its thread until it is dropped.
+/// struct Library {
+///     shard: Shard,
+///     end: ShutdownToken,
+///     thread: Option<thread::JoinHandle<()>>,
+/// }
+///
+/// impl Library {
+///     fn start() -> std::io::Result<Library> {
+///         let end = ShutdownToken::new();
+///         let ended = end.clone();
+///         let (tell, told) = std::sync::mpsc::channel::<std::io::Result<Shard>>();
+///         let run = move || match Runtime::builder().shards(1).build() {
+///             Err(error) => drop(tell.send(Err(error.into()))),
+///             Ok(runtime) => {
+///                 let _heard = tell.send(Ok(runtime.handle()));
+///                 runtime.block_on(ended.requested());
+///             }
+///         };
+///         let thread = Some(thread::Builder::new().name("library".to_owned()).spawn(run)?);
+///         Ok(Library { shard: told.recv().expect("it tells")?, end, thread })
+///     }
+///
+///     async fn answer(&self) -> u32 {
+///         self.shard.spawn_with(|| async { 42 }).await.expect("it is there, and does not panic")
+///     }
+/// }
+///
+/// impl Drop for Library {
+///     fn drop(&mut self) {
+///         self.end.shutdown();
+///         let _panicked = self.thread.take().map(thread::JoinHandle::join);
+///     }
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// let library = Library::start()?;
+/// // Here by another runtime of this crate.
+/// assert_eq!(Runtime::new()?.block_on(library.answer()), 42);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A thread that already has a loop can run the runtime within it: see [`turn`](Runtime::turn).
 ///
 /// # Fork and threads
 ///

@@ -4,7 +4,9 @@
 //! The turn, in order: run ready tasks (a budget), take the mail, let dirty residents write out,
 //! enter the kernel once (and wait there if nothing is ready), hand out what arrived, fire timers.
 
-use std::cell::{Cell, RefCell};
+mod outside;
+
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -20,7 +22,7 @@ use crate::board::Board;
 use crate::buf::Spare;
 use crate::config::{Config, MAIL_PER_TURN_MAX};
 use crate::crew::Crew;
-use crate::driver::{Driver, DriverInfo, Wait, Work};
+use crate::driver::{Driver, DriverInfo, Shown, Wait, Work};
 use crate::error::BuildError;
 use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
 use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
@@ -30,6 +32,8 @@ use crate::stall::{RestAtEnd, Watch, Watched};
 use crate::sync::Arc;
 use crate::sys::EventFd;
 use crate::timers::{self, Clock, Timers};
+
+pub(crate) use outside::Due;
 
 /// How often residents that are dirty again are let write out when the loop ends.
 const PARTING_TURNS_MAX: u32 = 8;
@@ -62,6 +66,8 @@ pub(crate) struct Shard {
     budget: Cell<u32>,
     /// Kept for its capacity.
     work: Cell<Work>,
+    /// Where another loop looks for news.
+    shown: OnceCell<Shown>,
 }
 
 impl Shard {
@@ -98,6 +104,7 @@ impl Shard {
             index,
             budget: Cell::new(config.task_budget),
             work: Cell::default(),
+            shown: OnceCell::new(),
             mailbox: Arc::clone(&mailbox),
             config,
         });

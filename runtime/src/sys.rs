@@ -276,7 +276,7 @@ pub(crate) struct EpollEvent {
 pub(crate) struct EpollFd(OwnedFd);
 
 /// How many events one wait takes at most: bounds the work between two looks at the tasks.
-const EPOLL_EVENTS_MAX: usize = 512;
+pub(crate) const EPOLL_EVENTS_MAX: usize = 512;
 
 impl EpollFd {
     pub(crate) fn new() -> io::Result<EpollFd> {
@@ -284,6 +284,10 @@ impl EpollFd {
         let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: the kernel has just made this descriptor and nobody else knows it.
         Ok(EpollFd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     pub(crate) fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {

@@ -21,7 +21,7 @@ use super::{Counts, Wait, Work};
 use crate::buf::Pool;
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
 use crate::fork::Process;
-use crate::sys::{self, EpollFd};
+use crate::sys::{self, EPOLL_EVENTS_MAX, EpollFd};
 
 /// The token of the wake-up descriptor.
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -33,6 +33,8 @@ pub(crate) struct Epoll {
     pool: Rc<Pool>,
     enters: Cell<u64>,
     events: Cell<u64>,
+    /// The last wait may have left events behind.
+    full: Cell<bool>,
 }
 
 impl Epoll {
@@ -51,6 +53,7 @@ impl Epoll {
             pool,
             enters: Cell::new(0),
             events: Cell::new(0),
+            full: Cell::new(false),
         })
     }
 
@@ -65,6 +68,16 @@ impl Epoll {
             pool_dry: self.pool.dry(),
             ..Counts::default()
         }
+    }
+
+    /// The descriptor that other loops can wait for.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.selector.epoll.raw_fd()
+    }
+
+    /// True if every event that had come by the last wait was taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        !self.full.get()
     }
 
     /// Polls an operation of one answer.
@@ -158,6 +171,7 @@ impl Epoll {
             Wait::AtMost(limit) => limit.map(sys::clamp_wait),
         };
         let registrations = self.registrations.borrow();
+        let before = self.events.get();
         self.enters.set(self.enters.get() + 1);
         let answer = self.selector.epoll.wait(timeout, |event| {
             self.events.set(self.events.get() + 1);
@@ -171,6 +185,7 @@ impl Epoll {
                 _ => {}
             }
         });
+        self.full.set(self.events.get() - before >= EPOLL_EVENTS_MAX as u64);
         match answer {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
             other => other,

@@ -13,6 +13,7 @@ pub(crate) mod operation;
 mod pools;
 mod quiet;
 mod refusal;
+mod shown;
 mod slots;
 mod uring;
 
@@ -34,6 +35,7 @@ pub use self::quiet::Batch;
 pub(crate) use self::quiet::ShortSend;
 pub(crate) use self::refusal::{Bytes, Surroundings};
 pub use self::refusal::{Cause, Refusal, Stage};
+pub(crate) use self::shown::Shown;
 pub(crate) use self::slots::Key;
 use self::uring::Uring;
 use crate::buf::{Pool, Spare};
@@ -279,6 +281,27 @@ impl Driver {
             Driver::Uring(driver) => driver.has_news(),
             // Only the kernel knows; the shard asks it by a turn that does not wait.
             Driver::Epoll(_) => true,
+        }
+    }
+
+    /// Makes the descriptor at which another loop is shown news. Once per driver.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or memory left.
+    pub(crate) fn show(&self) -> io::Result<Shown> {
+        match self {
+            Driver::Uring(driver) => driver.show(),
+            Driver::Epoll(driver) => Ok(Shown::Own(driver.raw_fd())),
+        }
+    }
+
+    /// True if the last turn has taken everything and left nothing queued: what comes next is
+    /// shown anew.
+    pub(crate) fn is_drained(&self) -> bool {
+        match self {
+            Driver::Uring(driver) => driver.is_drained(),
+            Driver::Epoll(driver) => driver.is_drained(),
         }
     }
 

@@ -11,6 +11,8 @@
 //!
 //! No user code (wakers, orphans, operations) runs while the driver is borrowed.
 
+mod show;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
