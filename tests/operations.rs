@@ -5,22 +5,26 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::process::Command;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use annulus::buf::IoBufMut;
 use annulus::runtime::{
-    Completion, Entry, Fd, Interest, Multishot, MultishotOperation, Op, Operation, accept, recv,
+    Completion, Entry, Fd, Interest, Multishot, MultishotOperation, Op, Operation, accept, carry,
+    recv,
 };
 use annulus::task::yield_now;
 use annulus::{Driver, driver_info};
 use io_uring::{opcode, types};
 
 use common::peer::{self, peer};
-use common::process::open_descriptors;
+use common::process::{Scratch, example, open_descriptors};
 use common::steps::{eventually, eventually_blocking, poll_once, settle};
 use common::{each_driver, runtime};
 
@@ -107,6 +111,36 @@ each_driver! {
                 let mut bytes = [MaybeUninit::uninit(); 8];
                 assert_eq!(recv(fd.as_fd(), &mut bytes, 0).unwrap(), 4, "bytes were taken");
             }
+        }
+    }
+
+    fn the_example_has_an_operation_of_its_own(driver: Driver) {
+        let scratch = Scratch::new();
+        let paths = ["empty", "sized", "missing"].map(|name| scratch.path(name));
+        std::fs::write(&paths[0], b"").unwrap();
+        std::fs::write(&paths[1], vec![0; 12_345]).unwrap();
+        let mut command = Command::new(example("custom_operation"));
+        let output = command.args(&paths).env("ANNULUS_DRIVER", driver.to_string()).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let [empty, sized, missing] = paths.each_ref().map(|path| path.display());
+        let wanted = format!(
+            "0 {empty}\n12345 {sized}\n{missing}: No such file or directory (os error 2)\n"
+        );
+        assert_eq!(text.split_once('\n').unwrap().1, wanted);
+    }
+
+    // A file has nothing that could be waited for: its call is made on the pool, or in the poll.
+    async fn an_operation_without_a_descriptor_is_answered_wherever_it_is_carried() {
+        let reading = || ReadZero { bytes: vec![7; 64], watch: Arc::new(AtomicBool::new(false)) };
+        assert_eq!(carry(reading()).await.unwrap(), vec![0; 64]);
+        assert_eq!(Op::new(reading()).await.unwrap(), vec![0; 64]);
+        for _ in 0..200 {
+            let operation = reading();
+            let freed = Arc::clone(&operation.watch);
+            let mut carried = Box::pin(carry(operation));
+            let _early = poll_once(carried.as_mut()).await;
+            drop(carried);
+            eventually("the operation is disposed of", || freed.load(Ordering::Acquire)).await;
         }
     }
 
@@ -259,6 +293,45 @@ unsafe impl Operation for Receive {
 impl Drop for Receive {
     fn drop(&mut self) {
         self.watch.freed.set(true);
+    }
+}
+
+/// Reads zeros, of which there are enough.
+struct ReadZero {
+    bytes: Vec<u8>,
+    watch: Arc<AtomicBool>,
+}
+
+fn zeros() -> i32 {
+    static ZEROS: OnceLock<std::fs::File> = OnceLock::new();
+    ZEROS.get_or_init(|| std::fs::File::open("/dev/zero").unwrap()).as_raw_fd()
+}
+
+// SAFETY: the entry refers to the vector's memory on the heap.
+unsafe impl Operation for ReadZero {
+    type Output = io::Result<Vec<u8>>;
+
+    fn entry(&mut self) -> Entry {
+        let (memory, length) = (self.bytes.as_mut_ptr(), self.bytes.len() as u32);
+        opcode::Read::new(types::Fd(zeros()), memory, length).build()
+    }
+
+    fn call(&mut self) -> io::Result<u32> {
+        let (memory, length) = (self.bytes.as_mut_ptr().cast(), self.bytes.len());
+        // SAFETY: pointer and length describe the vector's memory.
+        let count = unsafe { libc::read(zeros(), memory, length) };
+        u32::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    unsafe fn complete(mut self, result: io::Result<u32>) -> Self::Output {
+        result.map(|count| self.bytes.drain(..count as usize).collect())
+    }
+}
+
+impl Drop for ReadZero {
+    fn drop(&mut self) {
+        self.bytes.fill(1);
+        self.watch.store(true, Ordering::Release);
     }
 }
 
