@@ -42,10 +42,17 @@ pub(crate) struct Pool {
     offer: Offer,
 }
 
+/// The kernel wants its ring of entries at the start of a page.
+const PAGE_BYTES: usize = 4096;
+
 /// The memory of a pool. It outlives the pool while a lease is out.
 #[derive(Debug)]
 pub(super) struct Arena {
+    /// The buffers, behind the ring of their entries if there is one: one mapping is made and
+    /// unmade in half the time of two.
     memory: Mapping,
+    /// How long that ring is, in whole pages.
+    entries_bytes: usize,
     bytes_each: u32,
     /// Buffers that leases have given back, from whatever thread.
     returned: SegQueue<u16>,
@@ -60,18 +67,26 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    fn new(count: u16, bytes_each: u32) -> io::Result<Arc<Arena>> {
-        let memory = Mapping::new(count as usize * bytes_each as usize)?;
+    fn new(count: u16, bytes_each: u32, entries_bytes: usize) -> io::Result<Arc<Arena>> {
+        let entries_bytes = entries_bytes.next_multiple_of(PAGE_BYTES);
+        let memory = Mapping::new(entries_bytes + count as usize * bytes_each as usize)?;
         let process = Process::current();
-        Ok(Arc::new(Arena { memory, bytes_each, returned: SegQueue::new(), process }))
+        let returned = SegQueue::new();
+        Ok(Arc::new(Arena { memory, entries_bytes, bytes_each, returned, process }))
     }
 
     /// The place of a byte in a buffer.
     pub(super) fn address(&self, buffer: u16, byte: u32) -> *mut u8 {
         let offset = buffer as usize * self.bytes_each as usize + byte as usize;
+        let offset = self.entries_bytes + offset;
         debug_assert!(offset <= self.memory.length());
         // SAFETY: a buffer of the pool and a byte of the buffer: the offset lies in the mapping.
         unsafe { self.memory.start().as_ptr().add(offset) }
+    }
+
+    /// The first entry of the ring, where there is one.
+    fn entries(&self) -> *mut BufRingEntry {
+        self.memory.start().as_ptr().cast()
     }
 
     /// Gives a lease's buffer back.
@@ -88,7 +103,7 @@ impl Arena {
 #[derive(Debug)]
 enum Offer {
     /// In the ring that the kernel takes from. The tail is published once a turn.
-    Ring { entries: Mapping, tail: Cell<u16> },
+    Ring { tail: Cell<u16> },
     /// In a list that `take` takes from.
     List(RefCell<Vec<u16>>),
 }
@@ -98,7 +113,7 @@ impl Pool {
     pub(crate) fn listed(count: u16, bytes_each: u32) -> io::Result<Rc<Pool>> {
         let free = (0..count).rev().collect();
         Ok(Rc::new(Pool {
-            arena: Arena::new(count, bytes_each)?,
+            arena: Arena::new(count, bytes_each, 0)?,
             count,
             free: Cell::new(count),
             leased: Cell::new(0),
@@ -115,21 +130,20 @@ impl Pool {
         bytes_each: u32,
     ) -> io::Result<Rc<Pool>> {
         assert!(count.is_power_of_two(), "the kernel takes powers of two only");
-        let entries = Mapping::new(count as usize * size_of::<BufRingEntry>())?;
-        let arena = Arena::new(count, bytes_each)?;
-        let address = entries.start().as_ptr() as u64;
+        let arena = Arena::new(count, bytes_each, count as usize * size_of::<BufRingEntry>())?;
+        let address = arena.entries() as u64;
         // SAFETY: the mapping is page-aligned, holds `count` entries, and lives in the pool, which
         // the driver keeps until the ring is gone.
         unsafe { submitter.register_buf_ring_with_flags(address, count, group, 0) }?;
         let pool = Pool {
             arena,
             count,
-            free: Cell::new(0),
+            free: Cell::new(count),
             leased: Cell::new(0),
             dry: Cell::new(0),
-            offer: Offer::Ring { entries, tail: Cell::new(0) },
+            offer: Offer::Ring { tail: Cell::new(count) },
         };
-        (0..count).for_each(|buffer| pool.put_back(buffer));
+        (0..count).for_each(|buffer| pool.write_entry(buffer, buffer));
         pool.publish();
         Ok(Rc::new(pool))
     }
@@ -208,10 +222,9 @@ impl Pool {
     /// Shows the kernel the buffers returned since the last call.
     pub(crate) fn publish(&self) {
         self.take_in_returned();
-        if let Offer::Ring { entries, tail } = &self.offer {
-            let base = entries.start().as_ptr().cast::<BufRingEntry>();
-            // SAFETY: `base` is the first entry of the live, page-aligned mapping.
-            let shared = unsafe { BufRingEntry::tail(base) };
+        if let Offer::Ring { tail } = &self.offer {
+            // SAFETY: this is the first entry of the live, page-aligned mapping.
+            let shared = unsafe { BufRingEntry::tail(self.arena.entries()) };
             // SAFETY: the tail is an aligned u16 inside the mapping that the kernel reads too, so
             // it is written atomically.
             let shared = unsafe { AtomicU16::from_ptr(shared.cast_mut()) };
@@ -224,21 +237,25 @@ impl Pool {
         self.free.set(self.free.get() + 1);
         match &self.offer {
             Offer::List(list) => list.borrow_mut().push(buffer),
-            Offer::Ring { entries, tail } => {
-                let index = (tail.get() & (self.count - 1)) as usize;
-                let base = entries.start().as_ptr().cast::<BufRingEntry>();
-                // SAFETY: the index is below `count`, so the entry lies inside the mapping.
-                let entry = unsafe { base.add(index) };
-                // SAFETY: the kernel reads entries below the published tail only, and this one is
-                // not below it: no more than `count` buffers exist.
-                let entry = unsafe { &mut *entry };
-                // Field by field: entry 0 holds the ring's tail in a field that must stay.
-                entry.set_addr(self.arena.address(buffer, 0) as u64);
-                entry.set_len(self.arena.bytes_each);
-                entry.set_bid(buffer);
+            Offer::Ring { tail } => {
+                self.write_entry(tail.get() & (self.count - 1), buffer);
                 tail.set(tail.get().wrapping_add(1));
             }
         }
+    }
+
+    /// Writes an entry that the kernel does not see yet.
+    #[inline]
+    fn write_entry(&self, index: u16, buffer: u16) {
+        // SAFETY: the index is below `count`, so the entry lies inside the mapping.
+        let entry = unsafe { self.arena.entries().add(index as usize) };
+        // SAFETY: the kernel reads entries below the published tail only, and this one is not below
+        // it: no more than `count` buffers exist.
+        let entry = unsafe { &mut *entry };
+        // Field by field: entry 0 holds the ring's tail in a field that must stay.
+        entry.set_addr(self.arena.address(buffer, 0) as u64);
+        entry.set_len(self.arena.bytes_each);
+        entry.set_bid(buffer);
     }
 
     /// True while more leases may hold buffers. Half of the pool stays with the kernel, so that
