@@ -140,8 +140,24 @@ pub(crate) struct Readiness {
     /// A short read proves nothing: the peer has finished or the socket has failed, and no further
     /// edge may come; or there was urgent data, at whose mark reads stop short (tcp(7)).
     short_reads_mislead: Cell<bool>,
-    reader: RefCell<Option<Waker>>,
-    writer: RefCell<Option<Waker>>,
+    reader: Waiter,
+    writer: Waiter,
+}
+
+/// Whom to wake. The waker stays when it has been used, for the next time.
+#[derive(Debug, Default)]
+struct Waiter {
+    waker: RefCell<Option<Waker>>,
+    /// Somebody has found nothing and is to be woken, once.
+    awaited: Cell<bool>,
+}
+
+impl Waiter {
+    /// Hands out the waker, unless nobody waits or `wake` did all there was to do.
+    fn wake(&self, wake: fn(&Waker) -> bool) -> Option<Waker> {
+        let mut waker = self.waker.borrow_mut();
+        if !self.awaited.take() || waker.as_ref().is_some_and(wake) { None } else { waker.take() }
+    }
 }
 
 impl Readiness {
@@ -150,8 +166,8 @@ impl Readiness {
             readable: Cell::new(true),
             writable: Cell::new(true),
             short_reads_mislead: Cell::new(false),
-            reader: RefCell::new(None),
-            writer: RefCell::new(None),
+            reader: Waiter::default(),
+            writer: Waiter::default(),
         }
     }
 
@@ -173,15 +189,23 @@ impl Readiness {
 
     /// Remembers whom to wake; the replaced waker is the caller's to drop.
     pub(crate) fn set_waker(&self, interest: Interest, waker: Waker) -> Option<Waker> {
-        self.waker(interest).borrow_mut().replace(waker)
+        let waiter = self.waiter(interest);
+        waiter.awaited.set(true);
+        waiter.waker.borrow_mut().replace(waker)
     }
 
-    pub(crate) fn wakes(&self, interest: Interest, waker: &Waker) -> bool {
-        self.waker(interest).borrow().as_ref().is_some_and(|w| w.will_wake(waker))
+    /// Somebody waits who is to be woken by this waker. False if it is not the one which is here:
+    /// [replace](Readiness::set_waker) it.
+    pub(crate) fn await_by(&self, interest: Interest, waker: &Waker) -> bool {
+        let waiter = self.waiter(interest);
+        let here = waiter.waker.borrow().as_ref().is_some_and(|known| known.will_wake(waker));
+        waiter.awaited.set(here);
+        here
     }
 
-    /// Notes an event and hands out the wakers that it concerns.
-    pub(crate) fn notice(&self, events: u32, woken: &mut Vec<Waker>) {
+    /// Notes an event and wakes those whom it concerns: by `wake`, which answers whether that was
+    /// all there is to do, or else by handing out their wakers.
+    pub(crate) fn notice(&self, events: u32, woken: &mut Vec<Waker>, wake: fn(&Waker) -> bool) {
         let has = |mask: libc::c_int| events & mask as u32 != 0;
         let failed = has(libc::EPOLLERR | libc::EPOLLHUP);
         if failed || has(libc::EPOLLRDHUP | libc::EPOLLPRI) {
@@ -189,11 +213,11 @@ impl Readiness {
         }
         if failed || has(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI) {
             self.readable.set(true);
-            woken.extend(self.reader.borrow_mut().take());
+            woken.extend(self.reader.wake(wake));
         }
         if failed || has(libc::EPOLLOUT) {
             self.writable.set(true);
-            woken.extend(self.writer.borrow_mut().take());
+            woken.extend(self.writer.wake(wake));
         }
     }
 
@@ -204,7 +228,7 @@ impl Readiness {
         }
     }
 
-    fn waker(&self, interest: Interest) -> &RefCell<Option<Waker>> {
+    fn waiter(&self, interest: Interest) -> &Waiter {
         match interest {
             Interest::Read => &self.reader,
             Interest::Write => &self.writer,

@@ -16,7 +16,8 @@ pub use crate::multishot::Multishot;
 pub use crate::notice::notify;
 pub use crate::op::Op;
 pub use crate::receive::{
-    Arrival, Arrivals, Ready, ReceivePooled, is_known_blocked, not_ready, recv_lease, short_read,
+    Arrival, Arrivals, Ready, ReceivePooled, is_known_blocked, not_ready, poll_unblocked,
+    recv_lease, short_read,
 };
 pub use crate::resident::{
     Homed, Release, Resident, ResidentKey, check_runtime, depart, give_back, is_settled,

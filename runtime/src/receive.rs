@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use io_uring::opcode;
 use io_uring::types;
@@ -298,4 +299,15 @@ pub fn short_read(fd: &Fd) {
 #[must_use]
 pub fn is_known_blocked(fd: &Fd, interest: Interest) -> bool {
     fd.registration().is_some_and(|registration| !registration.readiness.is_ready(interest))
+}
+
+/// Waits while a call on the descriptor [is known to block](is_known_blocked). Ready at once on
+/// io_uring, where only a [`Ready`] finds out.
+///
+/// # Panics
+///
+/// Outside of a runtime, and on another shard than where the descriptor waits.
+#[track_caller]
+pub fn poll_unblocked(fd: &Fd, interest: Interest, cx: &mut Context<'_>) -> Poll<()> {
+    shard::with(|shard| shard.driver.poll_unblocked(fd, interest, cx.waker()))
 }

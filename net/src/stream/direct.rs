@@ -21,7 +21,7 @@ use std::task::{Context, Poll, ready};
 
 use annulus_runtime::buf::Lease;
 use annulus_runtime::io::{
-    Arrivals, Fd, Interest, Multishot, Op, Ready, Received, Rest, is_known_blocked, not_ready,
+    Arrivals, Fd, Interest, Multishot, Op, Ready, Received, Rest, not_ready, poll_unblocked,
     receive, receives_ahead, recv, recv_lease, short_read, tell_rest,
 };
 
@@ -107,15 +107,15 @@ impl Direct {
         mut call: impl FnMut(&Fd) -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
         loop {
-            if matches!(self.wait, Wait::Nothing) && is_known_blocked(&self.fd, Interest::Read) {
-                self.begin_wait();
+            if self.on_ring {
+                ready!(self.poll_wait(cx))?;
+            } else {
+                ready!(poll_unblocked(&self.fd, Interest::Read, cx));
             }
-            ready!(self.poll_wait(cx))?;
             match call(&self.fd) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    not_ready(&self.fd, Interest::Read)?;
-                    self.begin_wait();
+                    self.note_nothing()?;
                 }
                 answer => return Poll::Ready(answer),
             }
@@ -134,9 +134,18 @@ impl Direct {
         Poll::Ready(answer)
     }
 
-    /// The next call waits.
+    /// A call would have blocked.
+    fn note_nothing(&mut self) -> io::Result<()> {
+        if self.on_ring {
+            self.begin_wait();
+            return Ok(());
+        }
+        not_ready(&self.fd, Interest::Read)
+    }
+
+    /// The next call waits, on the ring.
     fn begin_wait(&mut self) {
-        if self.on_ring && self.waited {
+        if self.waited {
             self.watch();
             self.wait = Wait::Arrival;
             return;
@@ -155,14 +164,19 @@ impl Direct {
 
     /// Is anything left behind what a call has brought?
     fn note(&mut self, received: Received, filled: bool) {
-        let short = received.bytes > 0 && !filled && self.short_read_empties;
         if received.rest == Some(0) && !self.over {
             self.begin_wait();
-        } else if short && self.arrivals.is_none() {
+            return;
+        }
+        let short = received.bytes > 0 && !filled && self.short_read_empties;
+        if !short || self.arrivals.is_some() {
+            // More may be left: the next call finds out.
+            return;
+        }
+        if self.on_ring {
+            self.begin_wait();
+        } else {
             short_read(&self.fd);
-            if self.on_ring {
-                self.begin_wait();
-            }
         }
     }
 

@@ -19,6 +19,7 @@ use slab::Slab;
 use super::operation::{Completion, MultishotOperation, Operation};
 use super::{Counts, Wait, Work};
 use crate::buf::Pool;
+use crate::executor::wake_own;
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
 use crate::fork::Process;
 use crate::sys::{self, EPOLL_EVENTS_MAX, EpollFd};
@@ -159,6 +160,10 @@ impl Epoll {
         Ok(())
     }
 
+    pub(crate) fn poll_unblocked(&self, fd: &Fd, interest: Interest, waker: &Waker) -> Poll<()> {
+        if self.known_ready(fd, interest, waker) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Ends a turn: waits as told and notes every event.
     ///
     /// # Errors
@@ -180,7 +185,7 @@ impl Epoll {
             let index = (event.token & u64::from(u32::MAX)) as usize;
             match registrations.get(index) {
                 Some((generation, readiness)) if event.token >> 32 == u64::from(*generation) => {
-                    readiness.notice(event.events, &mut work.wakers);
+                    readiness.notice(event.events, &mut work.wakers, wake_own);
                 }
                 _ => {}
             }
@@ -209,7 +214,7 @@ impl Epoll {
         if readiness.is_ready(interest) {
             return true;
         }
-        if !readiness.wakes(interest, waker) {
+        if !readiness.await_by(interest, waker) {
             let new = waker.clone();
             drop(readiness.set_waker(interest, new));
         }

@@ -62,6 +62,12 @@ pub(crate) struct Work {
     pub(crate) orphans: Vec<(Key, Completion)>,
 }
 
+impl Work {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wakers.is_empty() && self.short_sends.is_empty() && self.orphans.is_empty()
+    }
+}
+
 /// What a driver counts. [`Metrics`](crate::Metrics) says what each means.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
@@ -258,6 +264,14 @@ impl Driver {
             // The ring's poll looks for itself.
             Driver::Uring(_) => Ok(()),
             Driver::Epoll(driver) => driver.not_ready(fd, interest),
+        }
+    }
+
+    /// Waits while a direct call on this descriptor is known to block.
+    pub(crate) fn poll_unblocked(&self, fd: &Fd, interest: Interest, waker: &Waker) -> Poll<()> {
+        match self {
+            Driver::Uring(_) => Poll::Ready(()),
+            Driver::Epoll(driver) => driver.poll_unblocked(fd, interest, waker),
         }
     }
 
