@@ -300,6 +300,21 @@ each_driver! {
         }
     }
 
+    // A loop may wait then, as the turn before has told it to.
+    fn what_comes_behind_a_block_on_shows_at_the_descriptor(driver: Driver) {
+        let runtime = common::runtime(driver);
+        for outer in [Outer::level(), Outer::edge()] {
+            let _nothing_due = settled(&runtime);
+            outer.is_ready(&runtime, Some(Duration::ZERO));
+            runtime.block_on(yield_now());
+            let shard = runtime.handle();
+            let sending = thread::spawn(move || shard.spawn_with(|| async { 5 }));
+            let sent = sending.join().unwrap();
+            assert!(outer.is_ready(&runtime, Some(Duration::from_secs(5))), "nobody is told");
+            assert_eq!(outer.finish(&runtime, sent), 5);
+        }
+    }
+
     fn other_shards_answer(driver: Driver) {
         let runtime = Runtime::builder().driver(driver).shards(3).build().unwrap();
         let sums = runtime.spawn(async {

@@ -34,6 +34,7 @@ use crate::sys::EventFd;
 use crate::timers::{self, Clock, Timers};
 
 pub(crate) use outside::Due;
+use outside::ShowAtEnd;
 
 /// How often residents that are dirty again are let write out when the loop ends.
 const PARTING_TURNS_MAX: u32 = 8;
@@ -132,6 +133,7 @@ impl Shard {
         let mut future = pin!(future);
         let place = Location::caller();
         let _rest = RestAtEnd(self.watch.as_ref());
+        let _shown = ShowAtEnd(self);
         // What was sent here while no future ran, such as bytes given back, comes first.
         self.executor.take_mail(MAIL_PER_TURN_MAX);
         let mut woken = true;

@@ -172,6 +172,13 @@ impl Mailbox {
         self.push(Mail::Ring);
     }
 
+    /// Rings whether or not the shard sleeps: for another loop, which waits in its place.
+    pub(crate) fn ring_bell(&self) {
+        if self.shard.is_ours() {
+            self.bell.ring();
+        }
+    }
+
     /// Never blocks and never waits for the owner.
     pub(super) fn push(&self, mail: Mail) {
         // In a forked child nobody takes it, and a push that the parent's threads were at would

@@ -31,7 +31,7 @@ impl Runtime {
     /// [`Shard::spawn_with`](crate::Shard::spawn_with); their handles can be awaited anywhere. The
     /// other shards of the runtime have threads of their own, as ever. This thread is bound to no
     /// processor and does not spin, whatever the settings say. [`block_on`](Runtime::block_on) may
-    /// be called in between.
+    /// be called in between, and makes the descriptor readable.
     ///
     /// # Examples
     ///

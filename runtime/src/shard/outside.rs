@@ -97,3 +97,15 @@ impl Shard {
         handle
     }
 }
+
+/// Has another loop turn once when a `block_on` has ended: nobody rang for what came meanwhile, and
+/// nobody would for what comes now, as the shard counts as awake.
+pub(super) struct ShowAtEnd<'a>(pub(super) &'a Shard);
+
+impl Drop for ShowAtEnd<'_> {
+    fn drop(&mut self) {
+        if self.0.shown.get().is_some() {
+            self.0.mailbox.ring_bell();
+        }
+    }
+}
