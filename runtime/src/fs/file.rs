@@ -383,7 +383,7 @@ impl File {
     /// The file is closed, whatever becomes of the future.
     pub async fn close(self) -> io::Result<()> {
         match Arc::try_unwrap(self.fd) {
-            Ok(owned) => carry(Close::new(owned)).await,
+            Ok(owned) => carry(Close::new(owned)).await.waited_for(),
             Err(_held) => Ok(()),
         }
     }

@@ -243,7 +243,7 @@ impl Close {
 
 // SAFETY: the entry refers to no memory.
 unsafe impl Operation for Close {
-    type Output = io::Result<()>;
+    type Output = Closed;
 
     fn entry(&mut self) -> Entry {
         match &self.fd {
@@ -264,11 +264,29 @@ unsafe impl Operation for Close {
     unsafe fn complete(mut self, result: io::Result<u32>) -> Self::Output {
         let cancelled =
             matches!(&result, Err(error) if error.raw_os_error() == Some(libc::ECANCELED));
-        // Linux closes whatever it answers, unless it was kept from trying. Then the drop closes.
+        // Linux closes whatever it answers, unless it was kept from trying.
         if let Some(fd) = self.fd.take_if(|_| !cancelled) {
             let _closed = fd.into_raw_fd();
         }
-        result.map(drop)
+        Closed { result: result.map(drop), open: self.fd }
+    }
+}
+
+/// How a close has ended.
+pub(super) struct Closed {
+    result: io::Result<()>,
+    /// May be open still: closed by the drop, where nobody waits for the answer.
+    open: Option<OwnedFd>,
+}
+
+impl Closed {
+    /// The answer, for who has waited for it and so has not cancelled it. Then `ECANCELED` is the
+    /// file system's own, and the number no longer ours.
+    pub(super) fn waited_for(self) -> io::Result<()> {
+        if let Some(fd) = self.open {
+            let _closed = fd.into_raw_fd();
+        }
+        self.result
     }
 }
 
@@ -307,4 +325,32 @@ pub(super) fn set_len(fd: BorrowedFd<'_>, length: u64) -> io::Result<()> {
 
 fn check(answer: libc::c_long) -> io::Result<u32> {
     u32::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a file system of somebody else's (FUSE) may answer to its last flush.
+    #[test]
+    fn an_answer_that_was_waited_for_closes_no_number_twice() {
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let number = file.as_raw_fd();
+        let cancelled = || Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        // SAFETY: the operation was never started, so that the number is still open.
+        let closed = unsafe { Close::new(file).complete(cancelled()) };
+        assert_eq!(closed.waited_for().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+        // SAFETY: the number is open, and nobody else's, unless it was closed above.
+        let file = unsafe { OwnedFd::from_raw_fd(number) };
+        file.try_clone().expect("still open: for all this knows it is another's by now");
+    }
+
+    #[test]
+    fn a_close_that_nobody_waits_for_and_nobody_began_closes() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let cancelled = io::Error::from_raw_os_error(libc::ECANCELED);
+        // SAFETY: the operation was never started.
+        drop(unsafe { Close::new(ours.into()).complete(Err(cancelled)) });
+        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
+    }
 }
