@@ -36,6 +36,7 @@ use crate::{blocking, shard};
 /// # Panics
 ///
 /// Outside of a runtime.
+#[inline]
 pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
     shard::with(|shard| shard.poll_budget(cx))
 }

@@ -112,6 +112,7 @@ impl Flight {
     /// # Panics
     ///
     /// If the flight began on another shard.
+    #[inline]
     pub(crate) fn check(&self, shard: &Shard) {
         assert!(
             self.key.is_none() || std::ptr::eq(self.shard.as_ptr(), shard),

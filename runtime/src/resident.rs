@@ -71,6 +71,7 @@ impl<T: Resident> Homed<T> {
     /// # Errors
     ///
     /// Elsewhere, and after the shard's end.
+    #[inline]
     pub fn get(&self) -> io::Result<Rc<T>> {
         match at_home(self.key, |residents| residents.get(self.key)) {
             // SAFETY: `new` made the key for a value of this type. The place is the value's as long
@@ -192,6 +193,7 @@ pub fn send_quietly(fd: &Rc<Fd>, buffer: Vec<u8>, owner: ResidentKey) -> Result<
 ///
 /// Outside of a runtime.
 #[must_use]
+#[inline]
 pub fn is_settled(batch: Batch) -> bool {
     shard::with(|shard| shard.driver.is_settled(batch))
 }
@@ -202,6 +204,7 @@ pub fn is_settled(batch: Batch) -> bool {
 ///
 /// Outside of a runtime.
 #[must_use]
+#[inline]
 pub fn spare_buffer() -> Vec<u8> {
     shard::with(|shard| shard.spare.take())
 }
@@ -217,6 +220,7 @@ pub fn depart(key: ResidentKey) {
 }
 
 /// The residents among which the key's value lives, if this thread runs their shard now.
+#[inline]
 fn at_home<R>(key: ResidentKey, look: impl FnOnce(&Residents) -> R) -> Option<R> {
     shard::try_with(|shard| (shard.id == key.shard).then(|| look(&shard.residents))).flatten()
 }
@@ -249,12 +253,14 @@ impl Residents {
         self.with(key, |place| place.value = Some(value));
     }
 
+    #[inline]
     fn with<R>(&self, key: ResidentKey, f: impl FnOnce(&mut Place) -> R) -> Option<R> {
         let mut places = self.places.borrow_mut();
         let place = places.get_mut(key.index as usize)?;
         (place.generation == key.generation).then(|| f(place))
     }
 
+    #[inline]
     fn get(&self, key: ResidentKey) -> Option<Rc<dyn Resident>> {
         self.with(key, |place| place.value.clone()).flatten()
     }

@@ -392,6 +392,7 @@ impl Shard {
 
     /// Counts a future that is about to be ready. A task whose futures are always ready is told
     /// to wait for its next turn once in a while, so that others have theirs.
+    #[inline]
     pub(crate) fn poll_budget(&self, cx: &mut Context<'_>) -> Poll<()> {
         let left = self.budget.get();
         if left == 0 {

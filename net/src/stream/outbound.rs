@@ -337,8 +337,8 @@ impl Outbound {
             // An error says that the peer is gone, and then FIN has no meaning.
             let _gone = self.finish();
         }
-        if self.waiting.is_none() && self.is_sending() {
-            self.hurry();
+        if self.is_awaited() && self.waiting.is_none() && self.is_sending() {
+            mark_dirty(self.key);
         }
         let met = self.waiter.as_ref().is_some_and(|waiter| self.is_met(waiter.until));
         if met { self.waiter.take().map(|waiter| waiter.waker) } else { None }
@@ -367,11 +367,9 @@ impl Outbound {
 
     /// A quiet send is known to have ended when its turn has. Somebody for whom that matters must
     /// not have to wait until the turn brings something else: dirty, the shard does not sleep.
-    fn hurry(&self) {
+    fn is_awaited(&self) -> bool {
         let awaited = self.waiter.is_some() || !self.unsent.is_empty();
-        if awaited || self.closing == Closing::WhenSent || self.released {
-            mark_dirty(self.key);
-        }
+        awaited || self.closing == Closing::WhenSent || self.released
     }
 
     /// A quiet send has sent a part only, or failed.

@@ -280,6 +280,7 @@ impl PoolBuffer {
     /// # Panics
     ///
     /// If fewer bytes are left.
+    #[inline]
     pub fn advance(&mut self, count: usize) {
         assert!(count <= self.len(), "advanced past the end of a received buffer");
         self.start += count as u32;
@@ -287,6 +288,7 @@ impl PoolBuffer {
 
     /// True if the bytes reach to the buffer's end: there was room for no more.
     #[must_use]
+    #[inline]
     pub fn is_whole(&self) -> bool {
         self.end == self.pool.arena.bytes_each
     }
@@ -310,6 +312,7 @@ impl PoolBuffer {
 impl Deref for PoolBuffer {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         let length = (self.end - self.start) as usize;
         let first = self.pool.arena.address(self.buffer, self.start);

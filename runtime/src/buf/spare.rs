@@ -13,6 +13,7 @@ pub(crate) struct Spare(RefCell<Vec<Vec<u8>>>);
 
 impl Spare {
     /// An empty buffer, warm if there is one.
+    #[inline]
     pub(crate) fn take(&self) -> Vec<u8> {
         self.0.borrow_mut().pop().unwrap_or_default()
     }

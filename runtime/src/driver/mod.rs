@@ -251,6 +251,7 @@ impl Driver {
     }
 
     /// True when the sends of that batch are over.
+    #[inline]
     pub(crate) fn is_settled(&self, batch: Batch) -> bool {
         match self {
             Driver::Uring(driver) => driver.is_settled(batch),

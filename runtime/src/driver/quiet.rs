@@ -61,6 +61,7 @@ impl Quiet {
         (Batch(self.batch), entry)
     }
 
+    #[inline]
     pub(super) fn is_settled(&self, batch: Batch) -> bool {
         batch.0 != self.batch || self.sends.is_empty()
     }

@@ -333,6 +333,7 @@ impl Uring {
         zero_copy_sends()
     }
 
+    #[inline]
     pub(crate) fn is_settled(&self, batch: Batch) -> bool {
         self.inner.borrow().quiet.is_settled(batch)
     }
