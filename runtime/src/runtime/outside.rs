@@ -45,8 +45,11 @@ impl Runtime {
     /// let runtime = Runtime::new()?;
     /// let fd = runtime.descriptor()?.as_raw_fd();
     /// let task = runtime.spawn(async { time::sleep(Duration::from_millis(5)).await });
-    /// while !task.is_finished() {
+    /// loop {
     ///     let next = runtime.turn();
+    ///     if task.is_finished() {
+    ///         break;
+    ///     }
     ///     let wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     ///     // A loop of one's own has more to wait for here.
     ///     let left = next.wait_at_most().map_or(-1, |left| left.as_millis() as i32 + 1);
