@@ -33,6 +33,29 @@ use crate::{blocking, shard};
 /// Counts a future that is about to be ready. Pending, and woken at once, when the task being
 /// polled has had its share of this turn.
 ///
+/// # Examples
+///
+/// A future that is always ready lets other tasks run all the same:
+///
+/// ```
+/// use std::future::poll_fn;
+/// use std::task::{Poll, ready};
+///
+/// use annulus_runtime::io::poll_budget;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let other = annulus_runtime::spawn(async {});
+/// while !other.is_finished() {
+///     poll_fn(|cx| {
+///         ready!(poll_budget(cx));
+///         Poll::Ready(())
+///     })
+///     .await;
+/// }
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
+///
 /// # Panics
 ///
 /// Outside of a runtime.
@@ -42,6 +65,19 @@ pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
 }
 
 /// True if the kernel receives into the shard's pool ahead of the reader: on io_uring.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::Driver;
+/// use annulus_runtime::io::receives_ahead;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let on_ring = annulus_runtime::driver_info().driver() == Driver::Uring;
+/// assert_eq!(receives_ahead(), on_ring);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 ///
 /// # Panics
 ///
@@ -53,6 +89,18 @@ pub fn receives_ahead() -> bool {
 }
 
 /// True if the driver has sends that do not copy: on io_uring, where the kernel has `SEND_ZC`.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::io::{receives_ahead, sends_zero_copy};
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// // Only a ring has them, and not that of every kernel.
+/// assert!(receives_ahead() || !sends_zero_copy());
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 ///
 /// # Panics
 ///
@@ -66,6 +114,33 @@ pub fn sends_zero_copy() -> bool {
 /// Turns the driver, within the current poll, until something under way there has ended: for the
 /// few calls that must not return before. Gives up after a tenth of a second.
 ///
+/// # Examples
+///
+/// The kernel has let go of a descriptor before this goes on:
+///
+/// ```
+/// use std::future::poll_fn;
+/// use std::pin::pin;
+/// use std::rc::Rc;
+/// use std::task::Poll;
+///
+/// use annulus_runtime::io::{Fd, Interest, Op, Ready, settle};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+/// let fd = Fd::new(one.into());
+/// {
+///     let mut readable = pin!(Op::new(Ready::new(Rc::clone(&fd), Interest::Read)));
+///     poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_pending())).await;
+/// }
+/// settle(|| Rc::strong_count(&fd) == 1);
+/// assert!(Fd::into_owned(fd).is_ok());
+/// # Ok(())
+/// # })
+/// # }
+/// ```
+///
 /// # Panics
 ///
 /// Outside of a runtime.
@@ -76,6 +151,20 @@ pub fn settle(ended: impl Fn() -> bool) {
 
 /// Counts an open connection of this shard until it is dropped: see
 /// [`Metrics::connections`](crate::Metrics::connections).
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::io::Connected;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let connected = Connected::new();
+/// assert_eq!(annulus_runtime::metrics().connections, 1);
+/// drop(connected);
+/// assert_eq!(annulus_runtime::metrics().connections, 0);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 #[derive(Debug)]
 pub struct Connected(());
 
@@ -97,12 +186,37 @@ impl Drop for Connected {
 
 /// Counts a listener that pauses for want of something:
 /// [`Metrics::accept_pauses`](crate::Metrics::accept_pauses).
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::io::accept_paused;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// accept_paused();
+/// assert_eq!(annulus_runtime::metrics().accept_pauses, 1);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 pub fn accept_paused() {
     shard::try_with(|shard| shard.meter.accept_paused());
 }
 
 /// Runs a closure that blocks on a thread of the pool and returns its result. Starts at the first
 /// poll; if the future is dropped, the closure does not run, or its result is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::io::offload;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let here = std::thread::current().id();
+/// let there = offload(|| std::thread::current().id()).await;
+/// assert_ne!(here, there);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 ///
 /// # Panics
 ///
@@ -118,6 +232,44 @@ where
 /// Carries an operation whose system call may wait, as those of files do: on io_uring as an entry
 /// of the ring, on epoll by its [`call`](Operation::call), on a thread of the blocking pool.
 /// A paused clock does not run away from it.
+///
+/// # Examples
+///
+/// ```
+/// use std::fs::File;
+/// use std::io;
+/// use std::os::fd::AsRawFd;
+///
+/// use annulus_runtime::io::{Entry, Operation, carry};
+/// use io_uring::{opcode, types};
+///
+/// struct Sync(File);
+///
+/// // SAFETY: the entry refers to no memory, and the operation owns its descriptor.
+/// unsafe impl Operation for Sync {
+///     type Output = io::Result<()>;
+///
+///     fn entry(&mut self) -> Entry {
+///         opcode::Fsync::new(types::Fd(self.0.as_raw_fd())).build()
+///     }
+///
+///     fn call(&mut self) -> io::Result<u32> {
+///         self.0.sync_all().map(|()| 0)
+///     }
+///
+///     unsafe fn complete(self, answer: io::Result<u32>) -> io::Result<()> {
+///         answer.map(|_| ())
+///     }
+/// }
+///
+/// # fn main() -> io::Result<()> {
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// # let path = std::env::temp_dir().join(format!("annulus-doc-carry-{}", std::process::id()));
+/// carry(Sync(File::create(&path)?)).await?;
+/// # std::fs::remove_file(&path)
+/// # })
+/// # }
+/// ```
 ///
 /// # Panics
 ///

@@ -8,6 +8,21 @@ use crate::shard;
 
 /// The figures of the shard that runs on this thread, up to this moment.
 ///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::metrics;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let task = annulus_runtime::spawn(std::future::pending::<()>());
+/// assert_eq!(metrics().tasks, 1);
+/// task.abort();
+/// assert!(task.await.unwrap_err().is_cancelled());
+/// assert_eq!(metrics().tasks, 0);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
+///
 /// # Panics
 ///
 /// Outside of a runtime.

@@ -96,6 +96,17 @@ impl ShutdownToken {
     /// once.
     ///
     /// Wakes those who wait before it returns.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use annulus_runtime::shutdown::ShutdownToken;
+    /// let token = ShutdownToken::new();
+    /// token.shutdown();
+    /// assert!(token.is_requested() && !token.is_forced());
+    /// token.clone().shutdown();
+    /// assert!(token.is_forced());
+    /// ```
     pub fn shutdown(&self) {
         // Release: pairs with the Acquire in `reached`, so that who sees the level sees what was
         // done before it was set. The same holds for the swap below.
@@ -110,6 +121,15 @@ impl ShutdownToken {
     /// Tells to end at once, also when nothing has been asked before.
     ///
     /// Wakes those who wait before it returns: also those who wait to be asked.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use annulus_runtime::shutdown::ShutdownToken;
+    /// let token = ShutdownToken::new();
+    /// token.shutdown_now();
+    /// assert!(token.is_requested() && token.is_forced());
+    /// ```
     pub fn shutdown_now(&self) {
         let before = self.0.level.swap(FORCED, Ordering::AcqRel);
         if before < REQUESTED {
@@ -175,6 +195,27 @@ impl ShutdownToken {
 
     /// Waits until the program has been told to end at once, and completes at once if it has.
     ///
+    /// # Examples
+    ///
+    /// What has begun is finished after the first Ctrl-C, and dropped at the second:
+    ///
+    /// ```
+    /// # use annulus_runtime::shutdown::ShutdownToken;
+    /// # annulus_runtime::Runtime::new()?.block_on(async {
+    /// # let token = ShutdownToken::new();
+    /// # let answer = std::future::pending::<()>();
+    /// # token.shutdown();
+    /// # annulus_runtime::spawn({ let token = token.clone(); async move { token.shutdown() } });
+    /// token.requested().await;
+    /// match token.forced().unless(answer).await {
+    ///     Some(_answered) => println!("done"),
+    ///     None => println!("given up"),
+    /// }
+    /// # assert!(token.is_forced());
+    /// # });
+    /// # Ok::<(), annulus_runtime::BuildError>(())
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// As [`requested`](Self::requested).
@@ -229,6 +270,21 @@ impl Drop for State {
 /// The future of [`ShutdownToken::requested`] and [`ShutdownToken::forced`].
 ///
 /// It borrows nothing, can be polled on any thread, and stays ready once it has been.
+///
+/// # Examples
+///
+/// ```
+/// # use annulus_runtime::shutdown::{ShutdownToken, Waiting};
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let token = ShutdownToken::new();
+/// let mut requested: Waiting = token.requested();
+/// assert_eq!(requested.unless(async { 5 }).await, Some(5));
+/// token.shutdown();
+/// (&mut requested).await;
+/// requested.await; // and it stays ready
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 #[must_use = "it waits for nothing unless it is awaited or polled"]
 pub struct Waiting {
     state: Arc<State>,

@@ -62,6 +62,18 @@ pub fn ctrl_c() -> impl Future<Output = io::Result<()>> + Send + Sync + 'static 
 /// Waits for SIGTERM, by which service managers and `kill` ask a program to end.
 ///
 /// See [`ctrl_c`] for all else.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// annulus_runtime::Runtime::new()?.block_on(async {
+///     let terminated = annulus_runtime::signal::terminate();
+/// #   assert_eq!(unsafe { libc::raise(15) }, 0);
+///     terminated.await // until somebody calls `kill`
+/// })
+/// # }
+/// ```
 pub fn terminate() -> impl Future<Output = io::Result<()>> + Send + Sync + 'static {
     once(Kind::Terminate)
 }
@@ -75,6 +87,25 @@ fn once(kind: Kind) -> impl Future<Output = io::Result<()>> + Send + Sync + 'sta
 }
 
 /// A kind of signal that can be waited for.
+///
+/// # Examples
+///
+/// A signal of each kind wakes those who wait for that kind only:
+///
+/// ```
+/// use annulus_runtime::signal::{Kind, Signal};
+///
+/// # fn main() -> std::io::Result<()> {
+/// annulus_runtime::Runtime::new()?.block_on(async {
+///     let [mut first, mut second] = [Signal::new(Kind::User1)?, Signal::new(Kind::User2)?];
+///     let first = annulus_runtime::spawn(async move { first.recv().await });
+///     assert_eq!(unsafe { libc::raise(Kind::User2.number()) }, 0); // or `kill -USR2`
+///     second.recv().await;
+///     assert!(!first.is_finished());
+///     Ok(())
+/// })
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
@@ -94,6 +125,14 @@ pub enum Kind {
 
 impl Kind {
     /// The number by which the system knows it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use annulus_runtime::signal::Kind;
+    ///
+    /// assert_eq!(Kind::Terminate.number(), 15);
+    /// ```
     #[must_use]
     pub fn number(self) -> i32 {
         match self {
@@ -157,6 +196,24 @@ impl Signal {
     }
 
     /// Waits until a signal comes, and completes at once if one has come since the last time.
+    ///
+    /// # Examples
+    ///
+    /// Every `Signal` sees a signal, also one that came before it was awaited:
+    ///
+    /// ```
+    /// use annulus_runtime::signal::{Kind, Signal};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// annulus_runtime::Runtime::new()?.block_on(async {
+    ///     let [mut one, mut other] = [Signal::new(Kind::Hangup)?, Signal::new(Kind::Hangup)?];
+    ///     assert_eq!(unsafe { libc::raise(Kind::Hangup.number()) }, 0);
+    ///     one.recv().await;
+    ///     other.recv().await;
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///

@@ -175,6 +175,19 @@ pub fn id() -> TaskId {
 }
 
 /// As [`id`]; `None` outside of a task.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::task;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// assert_eq!(task::try_id(), None);
+/// let task = task::spawn(async { task::try_id() });
+/// assert!(task.await.unwrap().is_some());
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 #[must_use]
 pub fn try_id() -> Option<TaskId> {
     shard::try_with(|shard| shard.executor.current().map(|task| task.id())).flatten()

@@ -19,6 +19,16 @@ use crate::error::BuildError;
 /// What [`doctor`] has found. Printed, it is a report for people.
 ///
 /// Its fields are for programs; more may be added.
+///
+/// # Examples
+///
+/// ```
+/// let diagnosis = annulus_runtime::doctor();
+/// match &diagnosis.runtime {
+///     Ok(info) => println!("{} shards would run on {info}", diagnosis.shards),
+///     Err(error) => println!("no runtime here: {error}"),
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Diagnosis {
@@ -44,6 +54,16 @@ pub struct Diagnosis {
 }
 
 /// What io_uring offers to this process.
+///
+/// # Examples
+///
+/// ```
+/// let uring = annulus_runtime::doctor().uring;
+/// match uring.ring_entries {
+///     Ok(entries) => assert!(entries <= uring.ring_entries_asked),
+///     Err(refusal) => println!("{refusal}"),
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Uring {
