@@ -124,6 +124,25 @@ where
 }
 
 /// What can be copied from: a stream, or a reading half of one.
+///
+/// A function for whatever can be copied from:
+///
+/// ```
+/// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+/// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+/// use annulus_net::io::{Sink, Source, copy};
+///
+/// async fn echo(from: &mut impl Source, to: &mut impl Sink) -> std::io::Result<u64> {
+///     copy(from, to).await
+/// }
+///
+/// one.write_all(b"hello").await?;
+/// one.shutdown().await?;
+/// let (mut read, mut write) = other.split();
+/// assert_eq!(echo(&mut read, &mut write).await?, 5);
+/// # Ok::<_, std::io::Error>(())
+/// # }).unwrap();
+/// ```
 pub trait Source: sealed::Side {}
 
 /// What can be copied to: a stream, or a writing half of one.

@@ -74,6 +74,18 @@ pub type OwnedWriteHalf = stream::OwnedWriteHalf<Tcp>;
 impl Stream<Tcp> {
     /// Connects to the first of the addresses that answers. Names are resolved off the shard.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let addresses = ["127.0.0.1:1".parse().unwrap(), listener.local_addr()?];
+    /// // Nobody listens at the first one.
+    /// let client = TcpStream::connect(&addresses[..]).await?;
+    /// assert_eq!(client.peer_addr()?, addresses[1]);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// The last address's error, of the kind that the standard library gives: refused, unreachable,
@@ -108,6 +120,19 @@ impl Stream<Tcp> {
 
     /// Switches `TCP_NODELAY`.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut served, peer) = listener.accept().await?;
+    /// assert!(client.nodelay()?);
+    /// client.set_nodelay(false)?;
+    /// assert!(!client.nodelay()?);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// On another shard than the stream's.
@@ -125,6 +150,18 @@ impl Stream<Tcp> {
     }
 
     /// Sets `IP_TTL`.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut served, peer) = listener.accept().await?;
+    /// client.set_ttl(3)?;
+    /// assert_eq!(client.ttl()?, 3);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -146,6 +183,15 @@ impl Listener<Tcp> {
     /// Listens on the first of the addresses that can be bound. Port 0 takes a free port.
     ///
     /// Sets `SO_REUSEADDR`, so that a restarted server gets its port at once.
+    ///
+    /// ```
+    /// # use annulus_net::TcpListener;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// assert_ne!(listener.local_addr()?.port(), 0);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -232,12 +278,36 @@ impl ListenOptions {
     /// Lets several sockets of one user listen on the same port; the kernel spreads connections
     /// over them by a hash of the addresses (`SO_REUSEPORT`, socket(7)). Off by default: with it,
     /// a second server started by mistake takes half of the connections without an error.
+    ///
+    /// ```
+    /// # use annulus_net::{ListenOptions, TcpListener};
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// let options = ListenOptions::new();
+    /// let first = TcpListener::bind_with("127.0.0.1:0", options.reuse_port(true)).await?;
+    /// let address = first.local_addr()?;
+    /// let error = TcpListener::bind_with(address, options).await.unwrap_err();
+    /// assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    /// let second = TcpListener::bind_with(address, options.reuse_port(true)).await?;
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn reuse_port(mut self, reuse: bool) -> ListenOptions {
         self.reuse_port = reuse;
         self
     }
 
     /// Whether an IPv6 socket refuses IPv4 clients (`IPV6_V6ONLY`). Default: the system's.
+    ///
+    /// Two listeners with one port, for machines that have IPv6:
+    ///
+    /// ```no_run
+    /// # use annulus_net::{ListenOptions, TcpListener};
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// let v6 = TcpListener::bind_with("[::]:7000", ListenOptions::new().only_v6(true)).await?;
+    /// let v4 = TcpListener::bind("0.0.0.0:7000").await?;
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn only_v6(mut self, only: bool) -> ListenOptions {
         self.only_v6 = Some(only);
         self

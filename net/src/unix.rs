@@ -87,6 +87,16 @@ pub type OwnedReadHalf = stream::OwnedReadHalf<Unix>;
 pub type OwnedWriteHalf = stream::OwnedWriteHalf<Unix>;
 
 /// The process at the other end, as it was when the connection was made.
+///
+/// ```
+/// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+/// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+/// let peer = one.peer_cred()?;
+/// assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
+/// assert_eq!(peer.uid, std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self")?));
+/// # Ok::<_, std::io::Error>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The process; `None` if it has no number here, such as one of another container.
@@ -104,6 +114,24 @@ impl Stream<Unix> {
     /// `EAGAIN` then, and never when to come back (unix(7)): so this asks again after 1 ms, then
     /// ever more slowly, every 64 ms in the end. Whoever blocks in `connect(2)` meanwhile is
     /// served first. Use a [`timeout`](annulus_runtime::time::timeout) where that may be long.
+    ///
+    /// ```
+    /// # use annulus_net::{UnixListener, UnixStream};
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let name = format!("annulus-doc-connect-{}", std::process::id());
+    /// # let path = std::env::temp_dir().join(name);
+    /// let listener = UnixListener::bind(&path)?;
+    /// let client = UnixStream::connect(&path).await?;
+    /// assert_eq!(client.peer_addr()?.as_pathname(), Some(&*path));
+    ///
+    /// // The file is left when the listener is gone, and nobody listens there.
+    /// drop(listener);
+    /// let error = UnixStream::connect(&path).await.unwrap_err();
+    /// assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -165,6 +193,17 @@ impl Stream<Unix> {
 
     /// Two streams that are connected with each other, without names.
     ///
+    /// ```
+    /// # use annulus_net::UnixStream;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut one, mut other) = UnixStream::pair()?;
+    /// one.write_all(b"hello").await?;
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 5);
+    /// assert!(other.peer_addr()?.is_unnamed());
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// No descriptor left. Outside of a runtime.
@@ -179,6 +218,18 @@ impl Stream<Unix> {
 
     /// Who has made the other end (`SO_PEERCRED`, unix(7)): the process that connected, listened or
     /// made the pair, with the ids it had then.
+    ///
+    /// Only the user who runs the server may ask it to do more:
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// # let own_uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self")?);
+    /// let may_administer = one.peer_cred()?.uid == own_uid;
+    /// assert!(may_administer);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///

@@ -77,6 +77,18 @@ impl<F: Family> Stream<F> {
 
     /// Takes a stream to the shard that runs here, where it goes on.
     ///
+    /// Outside of a runtime the stream comes back, and can be attached to one later:
+    ///
+    /// ```
+    /// # use annulus_net::UnixStream;
+    /// let mut runtime = annulus_runtime::Runtime::new()?;
+    /// let (one, _other) = runtime.block_on(async { UnixStream::pair() })?;
+    /// let detached = runtime.block_on(async { one.detach() })?;
+    /// let error = UnixStream::attach(detached).unwrap_err();
+    /// runtime.block_on(async { UnixStream::attach(error.into_detached()) })?;
+    /// # Ok::<_, std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Outside of a runtime, and those of `getsockopt(2)`. The error holds what was given.
@@ -101,6 +113,18 @@ impl<F: Family> Stream<F> {
     }
 
     /// Gives the socket to the standard library, blocking as that expects.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"hello").await?;
+    /// one.flush().await?;
+    /// let mut one = one.into_std()?;
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 5);
+    /// std::io::Write::write_all(&mut one, b"and more, blocking")?;
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///

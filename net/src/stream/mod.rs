@@ -65,6 +65,22 @@ use crate::memory::memory_of;
 /// The stream works on the shard where it was made; elsewhere its methods give an error that says
 /// so. It may be dropped anywhere, and [moved](Stream::detach). Dropping it sends what is unsent,
 /// then FIN, and returns at once. A peer that does not take those bytes within 30 s loses them.
+///
+/// # Examples
+///
+/// What was written from a borrowed buffer is echoed from a lease, and received into an owned one:
+///
+/// ```
+/// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+/// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+/// one.write_all(b"hello").await?;
+/// let lease = other.recv_lease().await?;
+/// other.send_all(lease).await?;
+/// let (count, buffer) = one.recv(Vec::with_capacity(64)).await?;
+/// assert_eq!((count, &buffer[..]), (5, &b"hello"[..]));
+/// # Ok::<_, std::io::Error>(())
+/// # }).unwrap();
+/// ```
 pub struct Stream<F: Family> {
     state: Homed<Connection>,
     _family: PhantomData<fn() -> F>,
@@ -72,6 +88,17 @@ pub struct Stream<F: Family> {
 
 impl<F: Family> Stream<F> {
     /// Takes a connected stream of the standard library, which is made non-blocking.
+    ///
+    /// ```
+    /// # use annulus_net::UnixStream;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// let (one, other) = std::os::unix::net::UnixStream::pair()?;
+    /// let (mut one, mut other) = (UnixStream::from_std(one)?, UnixStream::from_std(other)?);
+    /// one.write_all(b"hello").await?;
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 5);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -87,6 +114,23 @@ impl<F: Family> Stream<F> {
     ///
     /// 0 means that the peer has finished, or that the buffer is empty.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"hello").await?;
+    /// one.shutdown().await?;
+    /// let (mut received, mut buffer) = (Vec::new(), [0; 4]);
+    /// loop {
+    ///     match other.read(&mut buffer).await? {
+    ///         0 => break,
+    ///         count => received.extend_from_slice(&buffer[..count]),
+    ///     }
+    /// }
+    /// assert_eq!(received, b"hello");
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// The connection's, such as a reset.
@@ -99,6 +143,21 @@ impl<F: Family> Stream<F> {
     }
 
     /// Reads until the buffer is full. Answers the buffer's length.
+    ///
+    /// However the message was divided on its way:
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"hel").await?;
+    /// one.flush().await?;
+    /// one.write_all(b"lo").await?;
+    /// let mut buffer = [0; 5];
+    /// assert_eq!(other.read_exact(&mut buffer).await?, 5);
+    /// assert_eq!(&buffer, b"hello");
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -114,6 +173,18 @@ impl<F: Family> Stream<F> {
 
     /// Reads without taking: the next read finds the same bytes.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"hello").await?;
+    /// let mut first = [0; 1];
+    /// other.peek(&mut first).await?;
+    /// assert_eq!(&first, b"h");
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 5);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`read`](Stream::read).
@@ -127,6 +198,17 @@ impl<F: Family> Stream<F> {
 
     /// Writes bytes of the buffer, and answers how many were accepted. Waits while 64 KiB are
     /// unsent.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// // Nobody reads, so that a part of it is accepted.
+    /// let zeros = vec![0; 64 << 20];
+    /// let count = one.write(&zeros).await?;
+    /// assert!(0 < count && count < zeros.len());
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -142,6 +224,20 @@ impl<F: Family> Stream<F> {
 
     /// Writes the whole buffer.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// let megabyte = vec![7; 1 << 20];
+    /// let reading = annulus_runtime::spawn(async move {
+    ///     other.recv_exact(Vec::with_capacity(1 << 20)).await
+    /// });
+    /// one.write_all(&megabyte).await?;
+    /// let (_, received) = reading.await.unwrap()?;
+    /// assert!(received == megabyte);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`write`](Stream::write).
@@ -155,6 +251,16 @@ impl<F: Family> Stream<F> {
 
     /// Writes bytes of the buffers, in order, and answers how many were accepted.
     ///
+    /// ```
+    /// # use std::io::IoSlice;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// let buffers = [IoSlice::new(b"hello, "), IoSlice::new(b"world")];
+    /// assert_eq!(one.write_vectored(&buffers).await?, 12);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`write`](Stream::write).
@@ -167,6 +273,19 @@ impl<F: Family> Stream<F> {
     }
 
     /// Waits until the kernel has everything that was written.
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (one, mut other) = std::os::unix::net::UnixStream::pair()?;
+    /// # let mut one = annulus_net::UnixStream::from_std(one)?;
+    /// one.write_all(b"hello").await?;
+    /// one.flush().await?;
+    /// // Now it has left, and a read that blocks this thread finds it.
+    /// other.read_exact(&mut [0; 5])?;
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -182,6 +301,20 @@ impl<F: Family> Stream<F> {
     /// Sends what is unsent, then FIN: nothing can be written after it, and the peer reads an end.
     /// Reads go on. The second time, nothing is left to be done.
     ///
+    /// A question that ends, and the answer to it:
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"how much?").await?;
+    /// one.shutdown().await?;
+    /// while other.read(&mut [0; 16]).await? > 0 {}
+    /// other.write_all(b"7").await?;
+    /// assert_eq!(one.read(&mut [0; 16]).await?, 1);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// What a send of earlier bytes has failed with; `NotConnected` after a reset.
@@ -194,6 +327,18 @@ impl<F: Family> Stream<F> {
     }
 
     /// Two halves that borrow the stream, to read and write at once within one task.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// other.write_all(b"hello").await?;
+    /// other.shutdown().await?;
+    /// let (mut read, mut write) = one.split();
+    /// annulus_net::io::copy(&mut read, &mut write).await?;
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 5);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn split(&mut self) -> (ReadHalf<'_, F>, WriteHalf<'_, F>) {
         (ReadHalf::new(self), WriteHalf::new(self))
     }
@@ -201,12 +346,38 @@ impl<F: Family> Stream<F> {
     /// Two halves that own the stream together, to read and write in two tasks of the shard.
     ///
     /// Dropping the write half sends what is unsent, then FIN; the read half works on.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// let (mut read, mut write) = one.into_split();
+    /// let reading = annulus_runtime::spawn(async move { read.read(&mut [0; 8]).await });
+    /// let writing = annulus_runtime::spawn(async move { write.write_all(b"ping").await });
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 4);
+    /// writing.await.unwrap()?;
+    /// assert_eq!(other.read(&mut [0; 8]).await?, 0); // its half was dropped
+    /// other.write_all(b"pong").await?;
+    /// assert_eq!(reading.await.unwrap()?, 4);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn into_split(self) -> (OwnedReadHalf<F>, OwnedWriteHalf<F>) {
         split::split_owned(self)
     }
 
     /// The address of this end.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut served, peer) = listener.accept().await?;
+    /// assert_eq!(served.local_addr()?, listener.local_addr()?);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -216,6 +387,18 @@ impl<F: Family> Stream<F> {
     }
 
     /// The address of the other end.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut served, peer) = listener.accept().await?;
+    /// assert_eq!(served.peer_addr()?, peer);
+    /// assert_eq!(served.peer_addr()?, client.local_addr()?);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -237,6 +420,22 @@ impl<F: Family> Stream<F> {
     /// the connection. With more, the close that follows the drop happens on a thread of its own,
     /// because it blocks. On Unix sockets the option changes nothing.
     ///
+    /// ```
+    /// # use std::{io::ErrorKind, time::Duration};
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let mut client = TcpStream::connect(listener.local_addr()?).await?;
+    /// # let (mut served, peer) = listener.accept().await?;
+    /// assert_eq!(served.linger()?, None);
+    /// served.set_linger(Some(Duration::ZERO))?;
+    /// drop(served);
+    /// let error = client.read(&mut [0; 8]).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// On another shard than the stream's.
@@ -250,6 +449,14 @@ impl<F: Family> Stream<F> {
     }
 
     /// Takes the error that the socket has pending (`SO_ERROR`, socket(7)).
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// assert!(one.take_error()?.is_none());
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///

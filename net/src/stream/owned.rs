@@ -53,6 +53,18 @@ impl<F: Family> Stream<F> {
     /// Receives until the buffer is full to its capacity; a [`slice`](IoBuf::slice) of it says
     /// otherwise. Answers how much that is.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// use annulus_runtime::buf::IoBuf;
+    ///
+    /// one.write_all(b"head, then body").await?;
+    /// let (_, head) = other.recv_exact(Vec::with_capacity(64).slice(..4)).await?;
+    /// assert_eq!(head.into_inner(), b"head");
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// `UnexpectedEof` if the peer finishes before that; otherwise the connection's. The error's
@@ -69,6 +81,18 @@ impl<F: Family> Stream<F> {
     /// shard's pool, which the drop of the lease returns. Waits if there is nothing, and holds no
     /// memory while it does. Empty when the peer has finished.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.write_all(b"hello").await?;
+    /// one.shutdown().await?;
+    /// let lease = other.recv_lease().await?;
+    /// assert_eq!(&lease[..], b"hello");
+    /// assert!(other.recv_lease().await?.is_empty());
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`read`](Stream::read).
@@ -83,6 +107,16 @@ impl<F: Family> Stream<F> {
 
     /// Sends bytes of the buffer, and gives it back with the number of those that were accepted.
     /// Waits while 64 KiB are unsent.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// // Nobody reads, so that a part of it is accepted.
+    /// let (count, buffer) = one.send(vec![0; 64 << 20]).await?;
+    /// assert!(0 < count && count < buffer.len());
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -100,6 +134,21 @@ impl<F: Family> Stream<F> {
     ///
     /// What the socket has no room for is left with the kernel, and so is the buffer, until all of
     /// it is sent.
+    ///
+    /// One buffer, sent again and again:
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// let mut buffer = vec![7; 4096];
+    /// for _ in 0..3 {
+    ///     (_, buffer) = one.send_all(buffer).await?;
+    /// }
+    /// let (count, _) = other.recv_exact(Vec::with_capacity(3 * 4096)).await?;
+    /// assert_eq!(count, 3 * 4096);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
@@ -175,6 +224,17 @@ impl<F: Family> Stream<F> {
     /// What this stream knows of [zero-copy sends](Stream::send_zc) over its connection. A stream
     /// that was moved to another shard knows nothing yet.
     ///
+    /// ```
+    /// # use annulus_net::ZeroCopy;
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// one.send_zc(vec![7; 32 * 1024]).await?;
+    /// // Unix sockets have no such sends, which the first one finds out.
+    /// assert_eq!(one.zero_copy()?, ZeroCopy::Unavailable);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// On another shard than the stream's.
@@ -184,6 +244,16 @@ impl<F: Family> Stream<F> {
 
     /// Sends bytes of the buffers, in order, and gives them back with the number of those that
     /// were accepted. One call takes 1024 buffers at most.
+    ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # let (mut one, mut other) = annulus_net::UnixStream::pair()?;
+    /// let (count, buffers) = one.send_vectored(vec!["hello, ", "world"]).await?;
+    /// assert_eq!(count, 12);
+    /// assert_eq!(buffers.concat(), "hello, world");
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     ///
