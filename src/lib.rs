@@ -27,12 +27,13 @@
 //!
 //! # Where things are
 //!
-//! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, yielding, work
-//!   that blocks; with the feature `tracing`, how to watch them in tokio-console.
+//! - [`spawn`], [`task`]: tasks of this thread, which need not be `Send`; handles, sets of tasks
+//!   ([`JoinSet`](task::JoinSet)), yielding, work that blocks; with the feature `tracing`, how to
+//!   watch them in tokio-console.
 //! - [`Shard`], [`on_each_shard`]: the threads of the runtime, and running something on another;
 //!   [`net::ListenerGroup`] serves on all of them by one call.
 //! - [`net`] has TCP, Unix sockets and UDP; [`io`] copies from one connection to another.
-//! - [`fs`]: files, read and written at positions.
+//! - [`fs`]: files, read and written at positions, by the ring or by threads that may block.
 //! - [`time`]: sleeping, deadlines, intervals, and a clock that tests can stop.
 //! - [`ShutdownToken`]: asks all parts of a program to end, and tells them to end at once.
 //! - [`Runtime`]: what [`main`](macro@main) makes for you, with its settings; what holds when the
@@ -41,12 +42,21 @@
 //! - [`Builder::stall`]: names the task that does not yield, with a backtrace; [`stall`] has the
 //!   report.
 //! - [`doctor()`]: what would run here, what stands in its way, and what to do about it.
-//! - The features `tokio-io`, `futures-io` and `hyper`: the traits by which other crates read and
-//!   write, on streams and their halves; what else hyper asks of a runtime. With `tower` and
-//!   `http2` also `hyper::serve`, for routers of axum's and other services.
-//! - The feature `sync`: tokio's channels and locks, which know no runtime, as `annulus::sync`; the
-//!   feature `tokio-context`: crates that insist on tokio's reactor, such as reqwest and sqlx.
 //! - [`runtime`]: the pieces, for crates that add operations or socket types.
+//!
+//! The guide, `docs/guide` in the repository, goes through it from `quickstart.md` to
+//! `deployment.md`, with code that runs as tests; `docs/from-tokio.md` is for ports.
+//!
+//! # Other crates
+//!
+//! What they need is behind features, none of which is on by default:
+//!
+//! - `tokio-io`, `futures-io`, `hyper`: the traits by which they read and write, on streams and
+//!   their halves; what else hyper asks of a runtime.
+//! - `bytes`: `Bytes` and `BytesMut` as buffers that are given and come back.
+//! - `tower`, `http2`: `hyper::serve`, for axum's routers and other services, on every shard.
+//! - `sync`: tokio's channels and locks, which know no runtime, as `annulus::sync`.
+//! - `tokio-context`: crates that insist on tokio's reactor, such as reqwest and sqlx.
 //!
 //! # Dropping futures
 //!
