@@ -145,7 +145,7 @@ where
 /// ```
 pub trait Source: sealed::Side {}
 
-/// What can be copied to: a stream, or a writing half of one.
+/// What can be copied to: a stream, or a writing half of one. See [`Source`].
 pub trait Sink: sealed::Side {}
 
 mod sealed {

@@ -89,6 +89,18 @@ impl<F: Family> Listener<F> {
 
     /// The connections, one after the other, as a stream that does not end.
     ///
+    /// ```
+    /// # annulus_runtime::Runtime::new().unwrap().block_on(async {
+    /// # use annulus_net::{TcpListener, TcpStream};
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let client = TcpStream::connect(listener.local_addr()?).await?;
+    /// let mut incoming = listener.incoming();
+    /// let served = incoming.next().await?;
+    /// assert_eq!(served.peer_addr()?, client.local_addr()?);
+    /// # Ok::<_, std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// As [`accept`](Listener::accept).

@@ -111,6 +111,8 @@ impl Stream<Tcp> {
 
     /// Whether small segments leave at once (`TCP_NODELAY`, tcp(7)). On unless switched off.
     ///
+    /// See [`set_nodelay`](TcpStream::set_nodelay).
+    ///
     /// # Errors
     ///
     /// On another shard than the stream's.
@@ -141,6 +143,8 @@ impl Stream<Tcp> {
     }
 
     /// How many routers a packet may pass (`IP_TTL`, ip(7)).
+    ///
+    /// See [`set_ttl`](TcpStream::set_ttl).
     ///
     /// # Errors
     ///

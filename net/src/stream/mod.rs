@@ -409,6 +409,8 @@ impl<F: Family> Stream<F> {
 
     /// How long a close waits for the peer to take what was sent (`SO_LINGER`, socket(7)).
     ///
+    /// See [`set_linger`](Stream::set_linger).
+    ///
     /// # Errors
     ///
     /// On another shard than the stream's.

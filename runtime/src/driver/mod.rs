@@ -80,6 +80,16 @@ pub(crate) struct Counts {
 }
 
 /// Which driver runs on a shard, and if it is not io_uring, why.
+///
+/// # Examples
+///
+/// ```
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let info = annulus_runtime::driver_info();
+/// println!("driver: {info}");
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct DriverInfo {
     driver: config::Driver,
