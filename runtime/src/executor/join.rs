@@ -322,7 +322,7 @@ impl Header {
         Waiting::Done
     }
 
-    fn wait_abroad(&self, waker: &Waker) -> Waiting {
+    pub(super) fn wait_abroad(&self, waker: &Waker) -> Waiting {
         match self.shared.look() {
             Look::Complete => Waiting::Complete,
             Look::WakerOwned => self.lend(waker.clone()),

@@ -345,6 +345,31 @@ fn completion_races_with_a_visitor() {
 }
 
 #[test]
+fn completion_abroad_races_with_a_visitor_that_has_another_waker() {
+    model(|| {
+        let executor = executor();
+        let mut handle = executor.spawn(async {});
+        let visitor = thread::spawn(move || {
+            let flags = [(); 2].map(|()| StdArc::new(Flag(AtomicBool::new(false))));
+            let answers = flags.clone().map(|flag| {
+                // What has answered is not polled again.
+                handle.is_finished() || {
+                    let waker = Waker::from(flag);
+                    Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_ready()
+                }
+            });
+            (handle, flags, answers)
+        });
+        executor.take_mail(usize::MAX);
+        executor.run(1, &());
+        executor.rest();
+        // The executor stands still, and does not end meanwhile.
+        let (_handle, [_, flag], [_, answer]) = visitor.join().unwrap();
+        assert!(answer || flag.0.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
 fn completion_races_with_the_drop_of_the_handle() {
     struct CountsDrop(StdArc<RealU32>);
     impl Drop for CountsDrop {

@@ -33,7 +33,15 @@ pub(super) fn wait(task: &TaskRef, waker: &Waker) -> Waiting {
     send(Visit { task: task.clone(), says: Says::Waits(Box::new(waker.clone())) });
     // The owner may stand still and read no mail. Between the letter and this look lies the fence
     // of a push, which pairs with that in `Executor::rest`.
-    if task.header().home.is_done() { Waiting::Complete } else { Waiting::Done }
+    let header = task.header();
+    if header.home.is_done() {
+        Waiting::Complete
+    } else if header.shared.is_abroad() {
+        // By a letter before this one, perhaps, after which the task may have come to its end.
+        header.wait_abroad(waker)
+    } else {
+        Waiting::Done
+    }
 }
 
 pub(super) fn leave(task: TaskRef) {
@@ -45,8 +53,8 @@ pub(super) fn served(task: TaskRef) {
 }
 
 fn send(visit: Visit) {
-    // SAFETY: the handle was not abroad when this thread looked, and is there until the letter is
-    // pushed: until then somebody has a strong count, as the module's text shows.
+    // SAFETY: the handle was not abroad when this thread looked, or else the task has a strong
+    // count; until the letter is pushed somebody has one, as the module's text shows.
     let mailbox = unsafe { Mailbox::retain(visit.task.header().mailbox) };
     mailbox.push(Mail::Visit(visit));
 }
