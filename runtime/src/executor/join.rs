@@ -257,7 +257,8 @@ pub(super) fn leave_at_home(task: TaskRef) {
     if header.local.is_complete() {
         // SAFETY: the task is complete and left the output to its handle, which goes.
         unsafe { task.ptr().drop_output() };
-        return let_go(task);
+        // A child that was forked in there has no executor, and frees no task of the parent's.
+        return if current::is_current(header.owner.get()) { let_go(task) } else { drop(task) };
     }
     let handle = header.home.handle();
     header.home.set(Handle::Gone);

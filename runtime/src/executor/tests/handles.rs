@@ -3,7 +3,7 @@
 use super::{
     CountingWaker, OnDrop, block_on, counting, executor, finished, idle, peek, settle, wanted,
 };
-use crate::executor::{AbortHandle, JoinError, JoinHandle};
+use crate::executor::{AbortHandle, JoinError, JoinHandle, current};
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
@@ -157,6 +157,17 @@ fn handles_that_go_elsewhere_leave_nothing_behind() {
     settle(&executor);
     assert_eq!(executor.core.tasks.borrow().end(), 2, "every place is free again");
     assert!((0..2).all(|index| executor.core.tasks.borrow().get(index).is_none()));
+}
+
+#[test]
+fn child_forked_in_the_drop_of_an_output_leaves_the_task_alone() {
+    let executor = executor();
+    // What `fork` does in the child.
+    let handle = executor.spawn(ready(OnDrop(current::leave)));
+    settle(&executor);
+    let _entered = executor.enter();
+    drop(handle);
+    assert!(executor.core.tasks.borrow().get(0).is_some());
 }
 
 #[test]
