@@ -127,13 +127,12 @@ impl Shard {
         self.check_process();
         let _current = Entered::new(self);
         let _at_work = (self.executor.enter(), self.meter.begin_work());
-        let _rest = self.executor.rest_at_end();
         let root = RootWaker::new(Arc::clone(&self.mailbox));
         let waker = root.waker();
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
         let place = Location::caller();
-        let _unwatched = RestAtEnd(self.watch.as_ref());
+        let _rest = RestAtEnd(self.watch.as_ref());
         let _shown = ShowAtEnd(self);
         // What was sent here while no future ran, such as bytes given back, comes first.
         self.executor.take_mail(MAIL_PER_TURN_MAX);

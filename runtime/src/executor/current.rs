@@ -1,13 +1,11 @@
 //! Where code learns that it runs on a shard's own thread: a thread-local names the shard whose
 //! executor is at work, and what its tasks and wakers may use of it.
 
-use super::list::List;
 use super::mailbox::ShardId;
 use super::queue::Queue;
 use super::spare::Spare;
 use super::task::TaskPtr;
 use crate::sync::{Cell, thread_local};
-use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -15,15 +13,12 @@ use std::ptr;
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) queue: Queue,
-    /// Every uncompleted task, and those whose handle is at home and has not seen the end; being
-    /// listed is being held.
-    pub(super) tasks: RefCell<List>,
     pub(super) spare: Spare,
 }
 
 impl Core {
     pub(super) fn new() -> Core {
-        Core { queue: Queue::new(), tasks: RefCell::new(List::new()), spare: Spare::new() }
+        Core { queue: Queue::new(), spare: Spare::new() }
     }
 }
 

@@ -1,9 +1,7 @@
 //! What `spawn` gives back: a handle to await, to abort, or to drop, and the error it may report.
 
-use super::current;
-use super::state::{Handle, Leave, Look, Waiting};
+use super::state::{Leave, Look, Waiting};
 use super::task::{Header, TaskRef};
-use super::visit;
 use super::waker::abort_task;
 use crate::contain::{contain, text_of};
 use std::any::Any;
@@ -129,7 +127,7 @@ impl<T> JoinHandle<T> {
     /// # }
     /// ```
     pub fn is_finished(&self) -> bool {
-        self.task.as_ref().is_none_or(|task| task.header().is_finished())
+        self.task.as_ref().is_none_or(|task| task.header().shared.is_complete())
     }
 }
 
@@ -141,13 +139,12 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let task = self.task.as_ref().expect("a JoinHandle was polled after it gave its output");
-        let place = Place::of(task);
-        if !place.sees_end(task) {
+        if task.header().shared.look() != Look::Complete {
             // The copy of a task that a forked child has is never polled again.
             if !task.header().owner.get().is_ours() {
                 return Poll::Ready(Err(JoinError::cancelled()));
             }
-            if place.wait(task, cx.waker()) == Waiting::Done {
+            if task.header().wait(cx.waker()) == Waiting::Done {
                 return Poll::Pending;
             }
         }
@@ -155,7 +152,7 @@ impl<T> Future for JoinHandle<T> {
         // forgets the task. `new` was promised that the type is right.
         let output = unsafe { task.ptr().take_output() };
         if let Some(task) = self.task.take() {
-            place.served(task);
+            task.drop_complete();
         }
         Poll::Ready(output)
     }
@@ -166,111 +163,13 @@ impl<T> Drop for JoinHandle<T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            Place::of(&task).leave(task);
+            leave(&task);
         }
     }
 }
 
-/// Where a handle is used, which says how it comes to terms with its task.
-#[derive(Clone, Copy)]
-enum Place {
-    /// On the owner's thread, and never elsewhere as far as the owner knows.
-    Home,
-    /// Elsewhere, and the owner does not know.
-    Visit,
-    /// Anywhere, and the owner knows.
-    Abroad,
-}
-
-impl Place {
-    #[inline]
-    fn of(task: &TaskRef) -> Place {
-        let header = task.header();
-        if current::is_current(header.owner.get()) {
-            if header.home.handle() == Handle::Abroad { Place::Abroad } else { Place::Home }
-        } else {
-            if header.shared.is_abroad() { Place::Abroad } else { Place::Visit }
-        }
-    }
-
-    /// Whether the output is there and the handle's.
-    #[inline]
-    fn sees_end(self, task: &TaskRef) -> bool {
-        let header = task.header();
-        match self {
-            Place::Home => header.local.is_complete(),
-            Place::Visit => header.home.is_done(),
-            Place::Abroad => header.shared.look() == Look::Complete,
-        }
-    }
-
-    /// Sees to it that `waker` is woken when the task completes, if it has not.
-    fn wait(self, task: &TaskRef, waker: &Waker) -> Waiting {
-        match self {
-            Place::Home => task.header().wait_at_home(waker),
-            Place::Visit => visit::wait(task, waker),
-            Place::Abroad => task.header().wait_abroad(waker),
-        }
-    }
-
-    /// The handle has taken the output, and goes.
-    #[inline]
-    fn served(self, task: TaskRef) {
-        match self {
-            Place::Home => let_go(task),
-            Place::Visit => visit::served(task),
-            Place::Abroad => task.drop_complete(),
-        }
-    }
-
-    /// The handle goes, before it has given the output.
-    fn leave(self, task: TaskRef) {
-        match self {
-            Place::Home => leave_at_home(task),
-            Place::Visit if self.sees_end(&task) => {
-                // SAFETY: the task is complete and left the output to its handle, which goes.
-                unsafe { task.ptr().drop_output() };
-                visit::served(task);
-            }
-            Place::Visit => visit::leave(task),
-            Place::Abroad => leave_abroad(&task),
-        }
-    }
-}
-
-/// On the owner's thread: what the handle had to do with the task is over, and it was held for that
-/// only. The reference is the handle's.
-#[inline]
-pub(super) fn let_go(task: TaskRef) {
-    let index = task.header().index.get();
-    let listed = current::with(|core| core.tasks.borrow_mut().remove(index));
-    debug_assert!(listed.is_some());
-    let held = task.drop_held();
-    // SAFETY: this is the owner's thread, whose executor is at work and held the task up to now;
-    // the caller has emptied the stage.
-    unsafe { held.let_go() };
-}
-
-/// On the owner's thread: the handle goes, before it has given the output. The reference is its.
-pub(super) fn leave_at_home(task: TaskRef) {
-    let header = task.header();
-    if header.local.is_complete() {
-        // SAFETY: the task is complete and left the output to its handle, which goes.
-        unsafe { task.ptr().drop_output() };
-        // A child that was forked in there has no executor, and frees no task of the parent's.
-        return if current::is_current(header.owner.get()) { let_go(task) } else { drop(task) };
-    }
-    let handle = header.home.handle();
-    header.home.set(Handle::Gone);
-    if handle == Handle::Waits {
-        // SAFETY: the field is filled, and the handle has it no more.
-        let waker = unsafe { header.take_waker() };
-        contain(|| drop(waker));
-    }
-}
-
-/// On any thread: the handle goes, before it has given the output.
-pub(super) fn leave_abroad(task: &TaskRef) {
+/// The handle of this task goes, before it has given the output.
+fn leave(task: &TaskRef) {
     match task.header().shared.leave() {
         Leave::Nothing => {}
         Leave::Waker => {
@@ -289,41 +188,10 @@ impl<T> fmt::Debug for JoinHandle<T> {
     }
 }
 
+/// The handle's side of the waker field. Only the handle calls these.
 impl Header {
-    /// Whether the output is stored. On any thread.
-    fn is_finished(&self) -> bool {
-        self.home.is_done() || self.shared.is_complete()
-    }
-}
-
-/// The handle's side of the waker field. Only the handle calls these, but for `fill`.
-impl Header {
-    /// Puts the waker into its field, which belongs to the caller and is empty.
-    pub(super) fn fill(&self, waker: Waker) {
-        // SAFETY: the field is the caller's and empty.
-        self.waker.with_mut(|field| unsafe { field.write(MaybeUninit::new(waker)) });
-    }
-
-    fn wait_at_home(&self, waker: &Waker) -> Waiting {
-        if self.home.handle() == Handle::Waits && self.lent_waker_wakes_as(waker) {
-            return Waiting::Done;
-        }
-        // This runs the user's code, which may end the task.
-        let waker = waker.clone();
-        if self.local.is_complete() {
-            return Waiting::Complete;
-        }
-        let waits = self.home.handle() == Handle::Waits;
-        // SAFETY: the handle is at home, so the field is the owner's, and filled if it waits.
-        let before = waits.then(|| unsafe { self.take_waker() });
-        self.fill(waker);
-        self.home.set(Handle::Waits);
-        // Last, since this runs the user's code.
-        drop(before);
-        Waiting::Done
-    }
-
-    pub(super) fn wait_abroad(&self, waker: &Waker) -> Waiting {
+    /// Sees to it that `waker` is woken when the task completes, if it has not.
+    fn wait(&self, waker: &Waker) -> Waiting {
         match self.shared.look() {
             Look::Complete => Waiting::Complete,
             Look::WakerOwned => self.lend(waker.clone()),
@@ -356,7 +224,8 @@ impl Header {
     }
 
     fn lend(&self, waker: Waker) -> Waiting {
-        self.fill(waker);
+        // SAFETY: the field is the handle's and empty.
+        self.waker.with_mut(|field| unsafe { field.write(MaybeUninit::new(waker)) });
         let answer = self.shared.lend_waker();
         if answer == Waiting::Complete {
             // SAFETY: the task completed before it could see the waker, so the field stayed ours.
@@ -384,7 +253,7 @@ impl AbortHandle {
 
     /// Whether the task has finished, as [`JoinHandle::is_finished`] tells.
     pub fn is_finished(&self) -> bool {
-        self.task.as_ref().is_none_or(|task| task.header().is_finished())
+        self.task.as_ref().is_none_or(|task| task.header().shared.is_complete())
     }
 }
 

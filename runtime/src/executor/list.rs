@@ -1,4 +1,4 @@
-//! The tasks that an executor holds, each at a number that it keeps.
+//! The uncompleted tasks of an executor, each at a number that it keeps.
 //!
 //! A word a task: a free place holds the number of the next one, marked by a bit that the addresses
 //! of tasks do not have.
@@ -11,6 +11,7 @@ pub(super) struct List {
     places: Vec<Place>,
     /// The first free place, or [`NONE`].
     free: u32,
+    len: u32,
 }
 
 /// A task, or a number shifted by one and with [`FREE`].
@@ -45,7 +46,11 @@ impl Place {
 
 impl List {
     pub(super) fn new() -> List {
-        List { places: Vec::new(), free: NONE }
+        List { places: Vec::new(), free: NONE, len: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len as usize
     }
 
     /// All numbers are below this one.
@@ -62,6 +67,7 @@ impl List {
         let place = &mut self.places[number as usize];
         self.free = place.next();
         *place = Place(task.header_ptr().as_ptr());
+        self.len += 1;
         number
     }
 
@@ -80,9 +86,14 @@ impl List {
         debug_assert!(place.task().is_some());
         *place = Place::free(self.free);
         self.free = number;
+        self.len -= 1;
     }
 
     pub(super) fn get(&self, number: u32) -> Option<TaskPtr> {
         self.places.get(number as usize)?.task()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = TaskPtr> {
+        self.places.iter().filter_map(|place| place.task())
     }
 }

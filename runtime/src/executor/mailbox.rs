@@ -20,7 +20,6 @@
 
 use super::join::JoinError;
 use super::task::{Newborn, TaskRef};
-use super::visit::Visit;
 use crate::contain::contain;
 use crate::sync::counter::{AtomicU64, Ordering as CounterOrdering};
 use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, SegQueue, fence};
@@ -102,8 +101,6 @@ pub(super) enum Mail {
     Wake(TaskRef),
     /// A task for this shard, made elsewhere.
     Spawn(Newborn),
-    /// The handle of a task of this shard is on another thread.
-    Visit(Visit),
     Call(Call),
     /// Ends the sleep, no more.
     Ring,
@@ -189,14 +186,14 @@ impl Mailbox {
         if !self.shard.is_ours() {
             return self.discard(mail);
         }
-        // Acquire: pairs with `close`, before which all handles went abroad.
-        if self.closed.load(Ordering::Acquire) {
+        // A closed box stays closed, so this early look needs no ordering.
+        if self.closed.load(Ordering::Relaxed) {
             return self.discard(mail);
         }
         self.mail.push(mail);
         // Pairs with the fences in `prepare_sleep` and `close`.
         fence(Ordering::SeqCst);
-        if self.closed.load(Ordering::Acquire) {
+        if self.closed.load(Ordering::Relaxed) {
             return self.discard_all();
         }
         self.ring_if_asleep();
@@ -265,7 +262,7 @@ impl Mailbox {
 
     /// Drops all mail, here and, from now on, on the thread that brings it.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::Relaxed);
         // Pairs with the fence in `push`.
         fence(Ordering::SeqCst);
         self.discard_all();
@@ -281,7 +278,6 @@ impl Mailbox {
     fn discard(&self, mail: Mail) {
         match mail {
             Mail::Spawn(task) => task.cancel(self.lost()),
-            Mail::Visit(visit) => visit.undeliverable(),
             mail => contain(|| drop(mail)),
         }
     }

@@ -25,50 +25,31 @@
 //!
 //! 1. A task is polled, and its future dropped, on its owner's thread only, and dropped once. The
 //!    executor holds every uncompleted task, so no reference that is dropped elsewhere is the last.
-//! 2. `Local`, `Home`, the run queue, the list and the owner's part of the count in `Shared` are
-//!    touched by the owner's thread only, but for one flag of `Home`.
+//! 2. `Local`, the run queue and the owner's part of the count in `Shared` are touched by the
+//!    owner's thread only.
 //!    Who asks whether it is the owner compares the task's [`ShardId`] with the thread's, which
 //!    only [`Executor::enter`] sets, and which is never used again after the shard.
 //! 3. Every other thread goes through `Shared` and the [`Mailbox`].
 //! 4. No borrow is held while the user's code runs: a poll, and the drop of a future, an output, a
 //!    waker or a closure. All of them may spawn, wake and abort. What they panic with is caught.
-//! 5. Once a task is complete its future is gone; whose the output is, `Home` says, or `Shared`
-//!    if the handle is abroad. Then the executor lets go, and the memory is freed by whoever drops
-//!    the last reference, wherever.
-//!
-//! # Where the handle is
-//!
-//! Most handles are made, awaited and dropped on the thread that owns the task. As long as that
-//! holds the handle is **at home**, and agrees with its task without a locked instruction. The
-//! executor holds such a task after its end, too, until the handle has seen that.
-//!
-//! A handle that is used on another thread finds that it is not **abroad**, and is a visitor there:
-//! it may look whether the task is done, and then has the output; for all else it writes home
-//! (`visit`). When the owner reads of a visitor that waits, it puts the handle abroad, by one
-//! exchange in `Shared`, where the two agree from then on. So does the end of the shard, before it
-//! closes its mailbox, with every handle that is at home. Nobody comes back from abroad. The handle
-//! of a task that was sent to its shard is born there.
+//! 5. Once a task is complete its future is gone; whose the output is, `Shared` says. Then the
+//!    executor lets go, and the memory is freed by whoever drops the last reference, wherever.
 //!
 //! # Why the mailbox is alive when a foreign waker uses it
 //!
-//! A task points to the mailbox without counting. Only two follow the pointer from another thread;
-//! before they push they take a strong count of their own, so all that is to be shown is that the
-//! mailbox is alive until then. Both have a reference to the task all the while.
-//!
-//! A visitor has found the handle not abroad. The owner holds the task until its handle is abroad
-//! or has gone, and before it puts it abroad it gives the task a strong count of its own.
-//!
-//! The other is the thread that turned the task's `MAILED` (in `Shared`) on. Let M be the moment
-//! when it did. To let go of a task is to turn the bit on for good (`Shared::complete`, `close`).
+//! A task points to the mailbox without counting. Only a thread that turned the task's `MAILED`
+//! (in `Shared`) on follows the pointer. Before it pushes it takes a strong count of its own,
+//! so all that is to be shown is that the mailbox is alive until then. The thread has a reference
+//! to the task all the while. Let M be the moment it turned the bit on.
 //!
 //! - The bit is turned off only when the owner takes the mail, hence after the push. And no
-//!   thread turns it after the executor let go. So that comes after M.
-//! - Either letting go finds the bit off. Then the mail was taken before, so the count was taken
-//!   before, and that while the executor held the task: an executor lets go of all its tasks before
-//!   it drops its own strong count.
-//! - Or it finds it on. Then the task gets a strong count of its own, while the executor still has
-//!   one. The task keeps it until it is freed, and it is not freed before the thread has given up
-//!   its reference, after the push.
+//!   thread turns it after `Shared::complete` did, for good. So `complete` comes after M.
+//! - Either `complete` finds the bit off. Then the mail was taken before, so the count was taken
+//!   before, and that while the executor had not yet let go of the task: an executor lets go of
+//!   all its tasks before it drops its own strong count.
+//! - Or `complete` finds it on. Then [`TaskPtr::finish`] gives the task a strong count of its own,
+//!   while the executor still has one. The task keeps it until it is freed, and it is not freed
+//!   before the thread has given up its reference, after the push.
 //!
 //! A task that is spawned for another shard ([`spawn_at`]) is mail first. Until its executor takes
 //! it, who has the mail stands for the executor: the one mailbox that it waits in, or the thread
@@ -96,7 +77,6 @@ mod spare;
 mod spare;
 mod state;
 mod task;
-mod visit;
 mod waker;
 
 #[cfg(all(test, loom))]
@@ -112,12 +92,14 @@ pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
 pub(crate) use waker::{RootWaker, wake_own};
 
 use crate::contain::contain;
-use crate::sync::{Arc, Cell, Ordering, fence};
+use crate::sync::{Arc, Cell};
 use current::Core;
 use hooks::Hook;
+use list::List;
 use mailbox::{Mail, Owner};
 use origin::Origin;
-use state::{Asked, Enqueue, Handle, Pause, Start};
+use state::{Asked, Enqueue, Pause, Start};
+use std::cell::RefCell;
 use std::future::Future;
 use std::task::{Context, Poll};
 use task::{Newborn, TaskPtr, TaskRef, UNLISTED};
@@ -128,8 +110,8 @@ pub(crate) struct Executor {
     shard: ShardId,
     mailbox: Arc<Mailbox>,
     core: Core,
-    /// How many tasks are not complete.
-    len: Cell<usize>,
+    /// Every uncompleted task; being listed is being held.
+    tasks: RefCell<List>,
     /// The task whose future is being polled or dropped.
     current: Cell<Option<TaskPtr>>,
     /// The shard's place in its runtime.
@@ -147,7 +129,7 @@ impl Executor {
             shard: mailbox.shard(),
             mailbox,
             core: Core::new(),
-            len: Cell::new(0),
+            tasks: RefCell::new(List::new()),
             current: Cell::new(None),
             index: 0,
             hooks: None,
@@ -195,9 +177,7 @@ impl Executor {
         F: Future + 'static,
         F::Output: 'static,
     {
-        let at = if self.closed.get() { Handle::Abroad } else { Handle::Silent };
-        let owner = Owner::settled(self.shard);
-        let task = TaskPtr::allocate(future, &self.mailbox, owner, at, origin);
+        let task = TaskPtr::allocate(future, &self.mailbox, Owner::settled(self.shard), origin);
         // SAFETY: this takes over the reference that a new task has for its handle.
         let handle = unsafe { TaskRef::adopt(task) };
         if self.closed.get() {
@@ -213,8 +193,7 @@ impl Executor {
     /// Takes a new task in, which is held from then on.
     #[inline]
     fn admit(&self, task: TaskPtr) {
-        let index = self.core.tasks.borrow_mut().insert(task);
-        self.len.set(self.len.get() + 1);
+        let index = self.tasks.borrow_mut().insert(task);
         task.header().index.set(index);
         self.core.queue.push(task);
         if let Some(hooks) = &self.hooks {
@@ -293,8 +272,7 @@ impl Executor {
         self.complete(task);
     }
 
-    /// The task's output is stored: hands it on, and lets go of the task if its handle is not at
-    /// home.
+    /// The task's output is stored: hands it on and lets go of the task.
     fn complete(&self, task: TaskPtr) {
         let index = task.header().index.get();
         if index != UNLISTED {
@@ -302,16 +280,10 @@ impl Executor {
             if let Some(hooks) = &self.hooks {
                 self.tell(&hooks.terminate, task);
             }
-            self.len.set(self.len.get() - 1);
+            self.tasks.borrow_mut().remove(index);
         }
-        if let Handle::Silent | Handle::Waits = task.header().home.handle() {
-            // SAFETY: the task stays listed, and the handle is at home.
-            return unsafe { task.tell_handle() };
-        }
-        if index != UNLISTED {
-            self.core.tasks.borrow_mut().remove(index);
-        }
-        // SAFETY: the executor has just let go of the task but for this, and has a strong count.
+        // SAFETY: the task was just taken off the list by which the executor held it, and the
+        // executor has a strong count.
         unsafe { task.finish() };
     }
 
@@ -329,31 +301,12 @@ impl Executor {
                     let task = task.adopt(&self.mailbox);
                     self.admit(task);
                 }
-                Mail::Visit(visit) => visit.deliver(),
                 Mail::Call(call) => contain(call),
                 Mail::Ring => {}
             }
             taken += 1;
         }
         taken
-    }
-
-    /// Takes the mail before the executor stands still: visitors that do not know that their tasks
-    /// are done would wait for as long as that lasts.
-    fn rest(&self) {
-        // In a forked child the mail is the parent's.
-        if !self.shard.is_ours() {
-            return;
-        }
-        // Pairs with the fence in `Mailbox::push`: either the mail is seen here, or its sender sees
-        // what has been stored up to now.
-        fence(Ordering::SeqCst);
-        self.take_mail(usize::MAX);
-    }
-
-    /// The executor stands still when the answer is dropped.
-    pub(crate) fn rest_at_end(&self) -> Resting<'_> {
-        Resting(self)
     }
 
     fn deliver(&self, task: TaskPtr) {
@@ -387,7 +340,7 @@ impl Executor {
 
     /// How many tasks are not complete.
     pub(crate) fn len(&self) -> usize {
-        self.len.get()
+        self.tasks.borrow().len()
     }
 
     /// Ends everything: drops every future and all mail, and whatever these spawn, until nothing is
@@ -405,9 +358,9 @@ impl Executor {
         self.seize_all();
         self.mailbox.close();
         // Nothing is listed any more, so the indexes of today are enough.
-        let end = self.core.tasks.borrow().end();
+        let end = self.tasks.borrow().end();
         for index in 0..end {
-            let task = self.core.tasks.borrow().get(index);
+            let task = self.tasks.borrow().get(index);
             if let Some(task) = task {
                 self.cancel(task);
             }
@@ -417,25 +370,11 @@ impl Executor {
     }
 
     /// Takes every task out of the run queue and sees to it that none comes back, since the queue
-    /// does not keep a task alive that is cancelled in it. Handles go abroad; those of tasks that
-    /// are complete are all that these were held for.
+    /// does not keep a task alive that is cancelled in it.
     fn seize_all(&self) {
         while self.core.queue.pop().is_some() {}
-        let end = self.core.tasks.borrow().end();
-        for index in 0..end {
-            let Some(task) = self.core.tasks.borrow().get(index) else { continue };
-            let header = task.header();
-            if header.local.is_complete() {
-                self.core.tasks.borrow_mut().remove(index);
-                // SAFETY: the task is off the list, and was held for its handle at home only.
-                unsafe { task.let_go_abroad() };
-                continue;
-            }
-            header.local.seize();
-            if header.home.handle() != Handle::Abroad {
-                // SAFETY: the executor holds the task and has a strong count.
-                unsafe { task.go_abroad() };
-            }
+        for task in self.tasks.borrow().iter() {
+            task.header().local.seize();
         }
     }
 }
@@ -451,8 +390,7 @@ where
     Fut::Output: Send + 'static,
 {
     let future = async move { make().await };
-    let (owner, at) = (Owner::unborn(), Handle::Abroad);
-    let task = TaskPtr::allocate(future, mailbox, owner, at, Origin::here());
+    let task = TaskPtr::allocate(future, mailbox, Owner::unborn(), Origin::here());
     // SAFETY: this takes over the reference that a new task has for its handle.
     let handle = unsafe { TaskRef::adopt(task) };
     // SAFETY: the task is unborn, and nobody has it but the handle, which is still here. Before
@@ -498,16 +436,6 @@ impl Observer for () {
 
     fn after_poll(&self, _task: TaskInfo<'_>) -> Pace {
         Pace::GoOn
-    }
-}
-
-/// From [`Executor::rest_at_end`].
-#[must_use]
-pub(crate) struct Resting<'a>(&'a Executor);
-
-impl Drop for Resting<'_> {
-    fn drop(&mut self) {
-        self.0.rest();
     }
 }
 

@@ -3,10 +3,9 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
 
-use super::state::{Handle, Released, Shared};
-use super::{Executor, JoinHandle, Mailbox, RootWaker, spawn_at};
+use super::state::{Released, Shared};
+use super::{Executor, Mailbox, RootWaker, spawn_at};
 use crate::sync::{Arc, AtomicBool, AtomicU32, Ordering};
-use loom::sync::Notify;
 use loom::thread;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -87,14 +86,6 @@ impl Future for Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.state.drops.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-struct Bell(Notify);
-
-impl Wake for Bell {
-    fn wake(self: StdArc<Self>) {
-        self.0.notify();
     }
 }
 
@@ -298,77 +289,6 @@ fn completion_races_with_polls_of_the_handle() {
     });
 }
 
-/// Polls the handle of a task that returns 5 until it gives its output. Loom reports a deadlock if
-/// nobody wakes it.
-fn wait_for(handle: &mut JoinHandle<u32>) {
-    let bell = StdArc::new(Bell(Notify::new()));
-    let waker = Waker::from(StdArc::clone(&bell));
-    loop {
-        match Pin::new(&mut *handle).poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return assert!(output.is_ok_and(|output| output == 5)),
-            Poll::Pending => bell.0.wait(),
-        }
-    }
-}
-
-#[test]
-fn completion_races_with_a_handle_that_was_polled_at_home() {
-    model(|| {
-        let executor = executor();
-        let mut handle = executor.spawn(async { 5 });
-        {
-            let _entered = executor.enter();
-            let waker = Waker::from(StdArc::new(Bell(Notify::new())));
-            let mut cx = Context::from_waker(&waker);
-            assert!(Pin::new(&mut handle).poll(&mut cx).is_pending());
-        }
-        let visitor = thread::spawn(move || wait_for(&mut handle));
-        executor.take_mail(usize::MAX);
-        executor.run(1, &());
-        drop(executor);
-        visitor.join().unwrap();
-    });
-}
-
-#[test]
-fn completion_races_with_a_visitor() {
-    model(|| {
-        let executor = executor();
-        let mut handle = executor.spawn(async { 5 });
-        let visitor = thread::spawn(move || wait_for(&mut handle));
-        executor.take_mail(usize::MAX);
-        executor.run(1, &());
-        executor.rest();
-        // The executor stands still, and does not end meanwhile.
-        visitor.join().unwrap();
-    });
-}
-
-#[test]
-fn completion_abroad_races_with_a_visitor_that_has_another_waker() {
-    model(|| {
-        let executor = executor();
-        let mut handle = executor.spawn(async {});
-        let visitor = thread::spawn(move || {
-            let flags = [(); 2].map(|()| StdArc::new(Flag(AtomicBool::new(false))));
-            let answers = flags.clone().map(|flag| {
-                // What has answered is not polled again.
-                handle.is_finished() || {
-                    let waker = Waker::from(flag);
-                    Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_ready()
-                }
-            });
-            (handle, flags, answers)
-        });
-        executor.take_mail(usize::MAX);
-        executor.run(1, &());
-        executor.rest();
-        // The executor stands still, and does not end meanwhile.
-        let (_handle, [_, flag], [_, answer]) = visitor.join().unwrap();
-        assert!(answer || flag.0.load(Ordering::Relaxed));
-    });
-}
-
 #[test]
 fn completion_races_with_the_drop_of_the_handle() {
     struct CountsDrop(StdArc<RealU32>);
@@ -489,7 +409,7 @@ fn handle_of_a_sent_task_is_dropped_by_its_owner_while_another_ends_it() {
 fn two_part_count_finds_its_last_reference_once() {
     model(|| {
         // The owner gives its reference away, and later gets one back that was made elsewhere.
-        let refs = Arc::new(Shared::held_and_one(Handle::Abroad));
+        let refs = Arc::new(Shared::held_and_one());
         let there = Arc::clone(&refs);
         let other = thread::spawn(move || {
             there.retain_shared();

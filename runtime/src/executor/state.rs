@@ -1,11 +1,11 @@
 //! What a task's state consists of, each part moved by named transitions whose answer must be used.
 //!
-//! [`Local`] is the owner thread's alone and costs no locked instruction. Nor does [`Home`], which
-//! holds what a task agrees on with its handle as long as that stays on the owner's thread.
-//! [`Shared`] is one word for all threads: how others ask for a wake or an abort, what the task
-//! agrees on with a handle that has gone abroad, and how many references there are.
+//! [`Local`] is the owner thread's alone and costs no locked instruction. [`Shared`] is one word
+//! for all threads: how others ask for a wake or an abort, what the task and its handle agree on,
+//! and how many references there are. One word, so that the end of a task whose handle is still
+//! there, which moves all three, is one locked instruction.
 
-use crate::sync::{AtomicBool, AtomicU32, Cell, Ordering, fence};
+use crate::sync::{AtomicU32, Cell, Ordering, fence};
 use std::process::abort;
 
 /// What the task is doing, as its owner thread sees it.
@@ -26,10 +26,8 @@ enum Phase {
     RunningWoken,
     /// Being polled, and aborted meanwhile.
     RunningDoomed,
-    /// The future is gone. The executor may still hold the task, for its handle.
+    /// The future is gone. Nothing leads out of here.
     Complete,
-    /// The executor has let go. Nothing leads out of here.
-    LetGo,
 }
 
 /// Whether a transition asks for a place in the run queue.
@@ -91,8 +89,7 @@ impl Local {
                 self.0.set(Phase::RunningDoomed);
                 Enqueue::Needless
             }
-            Phase::Doomed | Phase::RunningDoomed => Enqueue::Needless,
-            Phase::Complete | Phase::LetGo => Enqueue::Needless,
+            Phase::Doomed | Phase::RunningDoomed | Phase::Complete => Enqueue::Needless,
         }
     }
 
@@ -132,68 +129,7 @@ impl Local {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        matches!(self.0.get(), Phase::Complete | Phase::LetGo)
-    }
-
-    pub(super) fn let_go(&self) {
-        debug_assert!(self.is_complete());
-        self.0.set(Phase::LetGo);
-    }
-
-    /// Whether the executor holds the task.
-    pub(super) fn is_held(&self) -> bool {
-        self.0.get() != Phase::LetGo
-    }
-}
-
-/// What a task and its handle agree on while the handle is **at home**: it has not been used but on
-/// the owner's thread, as far as the owner knows. The owner's, but for one flag.
-///
-/// A handle that is used elsewhere, a visitor there, looks at that flag. Where it does not suffice
-/// the handle writes home, and the owner moves all to [`Shared`]: the handle is abroad, for good.
-#[derive(Debug)]
-pub(super) struct Home {
-    handle: Cell<Handle>,
-    /// The output is stored, and the handle's.
-    done: AtomicBool,
-}
-
-/// Where the handle is, and what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handle {
-    /// At home. The waker field is empty.
-    Silent,
-    /// At home. The waker field is filled.
-    Waits,
-    /// It was at home to the end.
-    Gone,
-    /// All is in [`Shared`].
-    Abroad,
-}
-
-impl Home {
-    pub(super) fn new(handle: Handle) -> Home {
-        Home { handle: Cell::new(handle), done: AtomicBool::new(false) }
-    }
-
-    pub(super) fn handle(&self) -> Handle {
-        self.handle.get()
-    }
-
-    pub(super) fn set(&self, handle: Handle) {
-        self.handle.set(handle);
-    }
-
-    /// The output is stored, and the handle is there to take it.
-    pub(super) fn finish(&self) {
-        // Release: hands the output over.
-        self.done.store(true, Ordering::Release);
-    }
-
-    /// Whether the output is the handle's. On any thread.
-    pub(super) fn is_done(&self) -> bool {
-        // Acquire: pairs with `finish`.
-        self.done.load(Ordering::Acquire)
+        self.0.get() == Phase::Complete
     }
 }
 
@@ -202,9 +138,9 @@ impl Home {
 /// # What others ask for
 ///
 /// The thread that finds no request pending sends the mail; the others know that mail is under way.
-/// A task that the executor let go of seems to have mail under way for ever.
+/// A task that is complete seems to have mail under way for ever.
 ///
-/// # What the task and a handle abroad agree on
+/// # What the task and its handle agree on
 ///
 /// The output belongs to the task until `complete`, then to the handle if it was there at that
 /// moment. The waker field belongs to the handle, except between `lend_waker` and the first of
@@ -216,35 +152,33 @@ impl Home {
 /// everybody else counts in the upper bits of the word. A reference may be made on one side and
 /// dropped on the other, so each part alone can be anything; their sum is the truth. While the
 /// executor holds the task, the word also counts [`HELD`], so that no sum on the foreign side
-/// reaches zero. `merge` ends that: it moves the owner's part over, takes `HELD` away, and from
-/// then on the word alone decides.
+/// reaches zero. `complete` or `merge` ends that: it moves the owner's part over, takes `HELD`
+/// away, and from then on the word alone decides.
 #[derive(Debug)]
 pub(super) struct Shared {
     word: AtomicU32,
     local: Cell<i32>,
 }
 
-/// Mail is under way, or the executor has let go of the task, which needs none any more.
+/// Mail is under way, or the task is complete and needs none any more.
 const MAILED: u32 = 1 << 0;
 /// The mail asks for more than a poll.
 const ABORT: u32 = 1 << 1;
-/// The handle is abroad. The bits below mean something only then.
-const ABROAD: u32 = 1 << 2;
-/// The handle has gone.
-const LEFT: u32 = 1 << 3;
+/// The handle is there.
+const HANDLE: u32 = 1 << 2;
 /// The waker field holds a waker and is lent to the task.
-const WAKER: u32 = 1 << 4;
+const WAKER: u32 = 1 << 3;
 /// The output is stored.
-const COMPLETE: u32 = 1 << 5;
+const COMPLETE: u32 = 1 << 4;
 /// Where the count begins. It wraps at the word's end and disturbs nothing there.
-const COUNT_SHIFT: u32 = 6;
+const COUNT_SHIFT: u32 = 5;
 /// One reference.
 const ONE: u32 = 1 << COUNT_SHIFT;
 /// The executor's own hold on the task, as a count.
-const HELD: u32 = 1 << 24;
+const HELD: u32 = 1 << 25;
 /// A count above this can only be a program that forgets references. It would wrap in the end and
 /// free the task under their feet, so the process ends here.
-const SHARED_MAX: u32 = 1 << 25;
+const SHARED_MAX: u32 = 1 << 26;
 /// When the owner's part has drifted this far from zero it is moved to the word, so that
 /// references which are always made here and dropped elsewhere do not exhaust either.
 const LOCAL_DRIFT_MAX: i32 = 1 << 16;
@@ -273,15 +207,19 @@ pub(super) enum Mail {
     UnderWay,
 }
 
-/// What is left to do for a task that has stored its output. Then `merge`.
+/// What is left to do for a task that has stored its output.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Completion {
-    /// Nobody will ask: the task drops the output.
+    /// Nobody knows the task but the executor, nor will: it drops the output and frees the memory.
+    Alone,
+    /// The handle will look by itself, and has all that there was. The executor has let go.
+    LetGo,
+    /// Nobody will ask: the task drops the output. Then `merge`.
     DropOutput(Mail),
-    /// The handle will look by itself.
+    /// The handle will look by itself. Then `merge`.
     LeaveOutput(Mail),
-    /// The handle waits: the waker is the task's, to be taken out and woken.
+    /// The handle waits: the waker is the task's, to be taken out and woken. Then `merge`.
     WakeHandle(Mail),
 }
 
@@ -352,43 +290,45 @@ impl Shared {
     }
 }
 
-/// What the task and a handle abroad agree on.
+/// What the task and its handle agree on.
 impl Shared {
     /// The output is stored; from now on every request is needless. Only the task calls this,
     /// once.
+    #[inline]
     pub(super) fn complete(&self) -> Completion {
+        if self.only_held() {
+            return Completion::Alone;
+        }
+        // Only the usual case is tried. Relaxed: the exchange finds out whether that is so.
+        let now = self.word.load(Ordering::Relaxed);
+        if now & (HANDLE | WAKER | MAILED) == HANDLE && self.complete_and_let_go(now) {
+            return Completion::LetGo;
+        }
         // Release: hands the output over. Acquire: receives the waker, pairs with `lend_waker`;
         // and pairs with `ask`, whose mail is sent by who turned the bit.
         let before = self.word.fetch_or(COMPLETE | MAILED, Ordering::AcqRel);
-        debug_assert_eq!(before & (ABROAD | COMPLETE), ABROAD);
-        let mail = mail(before);
-        match (before & LEFT, before & WAKER) {
-            (0, 0) => Completion::LeaveOutput(mail),
-            (0, _) => Completion::WakeHandle(mail),
-            (_, _) => Completion::DropOutput(mail),
+        debug_assert_eq!(before & COMPLETE, 0);
+        let mail = if before & MAILED == 0 { Mail::Quiet } else { Mail::UnderWay };
+        match (before & HANDLE, before & WAKER) {
+            (0, _) => Completion::DropOutput(mail),
+            (_, 0) => Completion::LeaveOutput(mail),
+            (_, _) => Completion::WakeHandle(mail),
         }
     }
 
-    /// The same for a task whose handle has gone, or has been told, at home.
-    pub(super) fn close(&self) -> Mail {
-        // Acquire: pairs with `ask`, as in `complete`. Release: for a handle that comes abroad by
-        // this, as in `go_abroad`.
-        mail(self.word.fetch_or(ABROAD | COMPLETE | MAILED, Ordering::AcqRel))
-    }
-
-    /// The handle is abroad from now on, and the waker field filled or not. Only the owner calls
-    /// this, once.
-    pub(super) fn go_abroad(&self, handle: Handle) {
-        let waker = if handle == Handle::Waits { WAKER } else { 0 };
-        let left = if handle == Handle::Gone { LEFT } else { 0 };
-        // Release: pairs with `is_abroad`, for the waker field.
-        let before = self.word.fetch_or(ABROAD | waker | left, Ordering::Release);
-        debug_assert_eq!(before & ABROAD, 0);
-    }
-
-    /// Whether the handle is abroad. On any thread.
-    pub(super) fn is_abroad(&self) -> bool {
-        self.word.load(Ordering::Acquire) & ABROAD != 0
+    /// `complete` and `merge` at once, if the word is still this. Others may free the task then,
+    /// so that nothing of it is touched behind the exchange.
+    #[inline]
+    fn complete_and_let_go(&self, now: u32) -> bool {
+        let local = self.local.replace(0);
+        let next = (now | COMPLETE | MAILED).wrapping_add(without_hold(local));
+        // Release and Acquire: as in `complete` and `merge`.
+        let (done, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let is_done = self.word.compare_exchange(now, next, done, failed).is_ok();
+        if !is_done {
+            self.local.set(local);
+        }
+        is_done
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -427,8 +367,8 @@ impl Shared {
     pub(super) fn leave(&self) -> Leave {
         // Acquire: pairs with `complete`, for the output. Release: the handle's reads of the waker
         // field are over before the task drops the output.
-        let before = self.word.fetch_or(LEFT, Ordering::AcqRel);
-        debug_assert_eq!(before & LEFT, 0);
+        let before = self.word.fetch_and(!(HANDLE | WAKER), Ordering::AcqRel);
+        debug_assert_ne!(before & HANDLE, 0);
         match (before & COMPLETE, before & WAKER) {
             (0, 0) => Leave::Nothing,
             (0, _) => Leave::Waker,
@@ -440,17 +380,16 @@ impl Shared {
 /// How many references there are.
 impl Shared {
     /// Quiet, held by the executor, and with one reference, which is the handle's.
-    pub(super) fn held_and_one(handle: Handle) -> Self {
-        let abroad = if handle == Handle::Abroad { ABROAD } else { 0 };
-        Self { word: AtomicU32::new(HELD << COUNT_SHIFT | abroad), local: Cell::new(1) }
+    pub(super) fn held_and_one() -> Self {
+        Self { word: AtomicU32::new(HELD << COUNT_SHIFT | HANDLE), local: Cell::new(1) }
     }
 
-    /// Only on the owner thread, before `merge`.
+    /// Only on the owner thread, before `complete`.
     pub(super) fn retain_local(&self) {
         self.drift(1);
     }
 
-    /// Only on the owner thread, before `merge`. Never the last: the executor holds the task.
+    /// Only on the owner thread, before `complete`. Never the last: the executor holds the task.
     pub(super) fn release_local(&self) {
         self.drift(-1);
     }
@@ -509,7 +448,7 @@ impl Shared {
     /// The executor lets go: both parts become one. Only on the owner thread, once.
     pub(super) fn merge(&self) -> Released {
         // Set before the exchange, after which the task may be freed by somebody else.
-        let moved = (self.local.replace(0) as u32).wrapping_sub(HELD) << COUNT_SHIFT;
+        let moved = without_hold(self.local.replace(0));
         // Release and Acquire: as in `release_shared`.
         let before = self.word.fetch_add(moved, Ordering::AcqRel);
         match before.wrapping_add(moved) >> COUNT_SHIFT {
@@ -519,7 +458,7 @@ impl Shared {
     }
 }
 
-/// What the word says of mail.
-fn mail(before: u32) -> Mail {
-    if before & MAILED == 0 { Mail::Quiet } else { Mail::UnderWay }
+/// The owner's part less its hold, to be added to the word.
+fn without_hold(local: i32) -> u32 {
+    (local as u32).wrapping_sub(HELD) << COUNT_SHIFT
 }

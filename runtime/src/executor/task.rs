@@ -9,7 +9,7 @@ use super::join::JoinError;
 use super::mailbox::{Mailbox, Owner};
 use super::origin::Origin;
 use super::spare::Block;
-use super::state::{Completion, Handle, Home, Local, Mail, Released, Shared};
+use super::state::{Completion, Local, Mail, Released, Shared};
 use crate::contain::contain;
 use crate::sync::{Arc, Cell, UnsafeCell};
 use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
@@ -27,14 +27,12 @@ pub(super) struct Header {
     pub(super) mailbox: *const Mailbox,
     /// The one behind in the run queue. The owner's.
     pub(super) next: Cell<Option<TaskPtr>>,
-    /// The waker of who awaits the handle. `home`, or `shared` when the handle is abroad, says
-    /// whose it is and whether it is filled.
+    /// The waker of who awaits the handle. `shared` says whose it is and whether it is filled.
     pub(super) waker: UnsafeCell<MaybeUninit<Waker>>,
     pub(super) shared: Shared,
     /// Where the executor lists the task, or [`UNLISTED`]. The owner's.
     pub(super) index: Cell<u32>,
     pub(super) local: Local,
-    pub(super) home: Home,
     /// A strong count of the mailbox goes when the memory goes. Set by the owner while it holds the
     /// task, read by whoever frees it.
     holds_mailbox: Cell<bool>,
@@ -183,7 +181,6 @@ impl TaskPtr {
         future: F,
         mailbox: &Arc<Mailbox>,
         owner: Owner,
-        handle: Handle,
         origin: Origin,
     ) -> TaskPtr {
         let task = Task::<F>::BLOCK.allocate().cast::<Task<F>>();
@@ -194,10 +191,9 @@ impl TaskPtr {
                 mailbox: Arc::as_ptr(mailbox),
                 next: Cell::new(None),
                 waker: UnsafeCell::new(MaybeUninit::uninit()),
-                shared: Shared::held_and_one(handle),
+                shared: Shared::held_and_one(),
                 index: Cell::new(UNLISTED),
                 local: Local::scheduled(),
-                home: Home::new(handle),
                 holds_mailbox: Cell::new(false),
             },
             stage: UnsafeCell::new(Stage { future: ManuallyDrop::new(future) }),
@@ -272,40 +268,35 @@ impl TaskPtr {
         unsafe { cancel(self, error) }
     }
 
-    /// The output is stored and the handle at home: tells it. The executor goes on to hold the
-    /// task, until the handle calls [`let_go`](TaskPtr::let_go).
-    ///
-    /// # Safety
-    /// Once, on the owner thread by the executor. With it goes the right to use the task.
-    #[inline]
-    pub(super) unsafe fn tell_handle(self) {
-        let header = self.header();
-        header.local.complete();
-        if header.home.handle() == Handle::Silent {
-            return header.home.finish();
-        }
-        header.home.set(Handle::Silent);
-        // SAFETY: the handle is at home and waits, so the field is filled and the owner's.
-        let waker = unsafe { header.take_waker() };
-        header.home.finish();
-        contain(|| waker.wake());
-    }
-
-    /// The output is stored and the handle not at home: hands the output on and lets go.
+    /// The output is stored: hands it on and lets go of the task.
     ///
     /// # Safety
     /// Once, on the owner thread by the executor, which has taken the task off its list, or by who
     /// has its [`Newborn`]; and with a strong count of the mailbox at hand.
+    #[inline]
     pub(super) unsafe fn finish(self) {
         let header = self.header();
         header.local.complete();
-        if header.home.handle() == Handle::Gone {
-            // SAFETY: the handle has gone, so the output is the task's to drop.
-            unsafe { self.drop_output() };
+        match header.shared.complete() {
+            Completion::LetGo => {}
             // SAFETY: as the caller promises.
-            return unsafe { self.let_go() };
+            completion => unsafe { self.hand_on(completion) },
         }
-        let mail = match header.shared.complete() {
+    }
+
+    /// The rest of [`finish`](TaskPtr::finish), where the handle has gone or waits.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn hand_on(self, completion: Completion) {
+        let mail = match completion {
+            Completion::LetGo => return,
+            Completion::Alone => {
+                // SAFETY: the handle has gone, so the output is the task's to drop.
+                unsafe { self.drop_output() };
+                // SAFETY: nobody else knows the task, and its stage was just emptied.
+                return unsafe { self.free() };
+            }
             Completion::DropOutput(mail) => {
                 // SAFETY: the handle has gone, so the output is the task's to drop.
                 unsafe { self.drop_output() };
@@ -314,58 +305,13 @@ impl TaskPtr {
             Completion::LeaveOutput(mail) => mail,
             Completion::WakeHandle(mail) => {
                 // SAFETY: the field is filled, and the handle does not touch it any more.
-                let waker = unsafe { header.take_waker() };
+                let waker = unsafe { self.header().take_waker() };
                 contain(|| waker.wake());
                 mail
             }
         };
         // SAFETY: as the caller promises.
         unsafe { self.retire(mail) };
-    }
-
-    /// The executor lets go of a completed task whose handle was at home to the end.
-    ///
-    /// # Safety
-    /// Once, on the owner thread of an executor that has a strong count, when the task is off its
-    /// list and its stage empty, or the handle's. With it goes the right to use the task.
-    #[inline]
-    pub(super) unsafe fn let_go(self) {
-        if self.header().shared.only_held() {
-            // SAFETY: nobody else knows the task, so the handle has gone and the stage is empty.
-            return unsafe { self.free() };
-        }
-        let mail = self.header().shared.close();
-        // SAFETY: as the caller promises.
-        unsafe { self.retire(mail) };
-    }
-
-    /// The executor lets go of a completed task whose handle has not seen it, and goes abroad.
-    ///
-    /// # Safety
-    /// As for [`let_go`](TaskPtr::let_go).
-    pub(super) unsafe fn let_go_abroad(self) {
-        // Before the exchange that says so, as in `go_abroad`.
-        // SAFETY: as the caller promises.
-        unsafe { self.hold_mailbox() };
-        self.header().home.set(Handle::Abroad);
-        // SAFETY: as the caller promises.
-        unsafe { self.let_go() };
-    }
-
-    /// The handle of a task that is not complete goes abroad: everything that the two agree on
-    /// is in [`Shared`] from now on.
-    ///
-    /// # Safety
-    /// Only on the owner thread, of an executor that has a strong count, once.
-    pub(super) unsafe fn go_abroad(self) {
-        let header = self.header();
-        let handle = header.home.handle();
-        if handle != Handle::Gone {
-            // SAFETY: as the caller promises.
-            unsafe { self.hold_mailbox() };
-        }
-        header.home.set(Handle::Abroad);
-        header.shared.go_abroad(handle);
     }
 
     /// # Safety
@@ -391,11 +337,10 @@ impl TaskPtr {
     }
 
     /// Whether this thread may count in the owner's part.
-    #[inline]
     fn counts_locally(self) -> bool {
         let header = self.header();
         // In this order: the local state is the owner's to read.
-        is_current(header.owner.get()) && header.local.is_held()
+        is_current(header.owner.get()) && !header.local.is_complete()
     }
 
     fn retain(self) {
@@ -424,10 +369,11 @@ impl TaskPtr {
     /// As for [`finish`](TaskPtr::finish); with it goes the right to use the task.
     unsafe fn retire(self, mail: Mail) {
         let header = self.header();
-        header.local.let_go();
+        debug_assert!(header.local.is_complete());
         if mail == Mail::UnderWay {
             // SAFETY: who calls this has a strong count.
-            unsafe { self.hold_mailbox() };
+            unsafe { Arc::increment_strong_count(header.mailbox) };
+            header.holds_mailbox.set(true);
         }
         if header.shared.merge() == Released::Last {
             // SAFETY: nobody else knows the task, so the handle has gone and the stage is empty.
@@ -435,31 +381,18 @@ impl TaskPtr {
         }
     }
 
-    /// From now on the task has a strong count of the mailbox, until it is freed.
-    ///
-    /// # Safety
-    /// Only while the executor holds the task and somebody has a strong count.
-    unsafe fn hold_mailbox(self) {
-        let header = self.header();
-        if !header.holds_mailbox.replace(true) {
-            // SAFETY: as the caller promises.
-            unsafe { Arc::increment_strong_count(header.mailbox) };
-        }
-    }
-
     /// # Safety
     /// Nobody may know the task any more, and its stage must be empty.
-    #[inline]
     unsafe fn free(self) {
         let header = self.header();
-        let (free, mailbox) = (header.vtable.free, header.mailbox);
-        let holds_mailbox = header.holds_mailbox.get();
+        let mailbox = header.holds_mailbox.get().then(|| {
+            // SAFETY: `retire` took this count for us.
+            unsafe { Arc::from_raw(header.mailbox) }
+        });
+        let free = header.vtable.free;
         // SAFETY: as the caller promises.
         unsafe { free(self) };
-        if holds_mailbox {
-            // SAFETY: `hold_mailbox` took this count for us.
-            drop(unsafe { Arc::from_raw(mailbox) });
-        }
+        drop(mailbox);
     }
 }
 
@@ -535,15 +468,6 @@ impl TaskRef {
 }
 
 impl TaskRef {
-    /// Drops a reference on the owner's thread, to a task that the executor holds.
-    #[inline]
-    pub(super) fn drop_held(self) -> TaskPtr {
-        let task = ManuallyDrop::new(self).0;
-        debug_assert!(task.counts_locally());
-        task.header().shared.release_local();
-        task
-    }
-
     /// Drops a reference to a task that the caller has seen complete, without asking whose it is.
     #[inline]
     pub(super) fn drop_complete(self) {

@@ -35,15 +35,12 @@ unsafe fn wake(raw: *const ()) {
     let task = unsafe { TaskPtr::from_raw(raw) };
     // SAFETY: the waker was a reference and gives it up.
     let task = unsafe { TaskRef::adopt(task) };
-    if wake_task(task.ptr()) == Woken::Queued {
-        // What is in the run queue is this thread's, and held.
-        let _held = task.drop_held();
-    }
+    wake_task(task.ptr());
 }
 
 unsafe fn wake_by_ref(raw: *const ()) {
     // SAFETY: the waker keeps the task alive.
-    let _woken = wake_task(unsafe { TaskPtr::from_raw(raw) });
+    wake_task(unsafe { TaskPtr::from_raw(raw) });
 }
 
 unsafe fn drop_waker(raw: *const ()) {
@@ -53,25 +50,16 @@ unsafe fn drop_waker(raw: *const ()) {
     drop(unsafe { TaskRef::adopt(task) });
 }
 
-/// Whether a wake has put its task into the run queue of this thread.
-#[derive(Debug, PartialEq, Eq)]
-enum Woken {
-    Queued,
-    Otherwise,
-}
-
 /// Sees to it that the task is polled again, if it is not complete.
-fn wake_task(task: TaskPtr) -> Woken {
+fn wake_task(task: TaskPtr) {
     let header = task.header();
     if is_current(header.owner.get()) {
         if header.local.wake() == Enqueue::Now {
             push_current(task);
-            return Woken::Queued;
         }
     } else if header.shared.ask_to_wake() == Post::Now {
         send(task);
     }
-    Woken::Otherwise
 }
 
 /// Wakes a task of the shard at work on this thread. False, and nothing done, if the waker is

@@ -3,12 +3,11 @@
 use super::{
     CountingWaker, OnDrop, block_on, counting, executor, finished, idle, peek, settle, wanted,
 };
-use crate::executor::{AbortHandle, JoinError, JoinHandle, current};
+use crate::executor::{AbortHandle, JoinError};
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -50,7 +49,6 @@ fn handle_is_awaited_on_another_executor() {
 #[test]
 fn latest_waker_is_the_one_woken() {
     let executor = executor();
-    let _entered = executor.enter();
     let mut handle = executor.spawn(async {});
     let wakers: Vec<_> = (0..3).map(|_| Arc::new(CountingWaker::default())).collect();
     for waker in &wakers {
@@ -68,134 +66,8 @@ fn latest_waker_is_the_one_woken() {
 }
 
 #[test]
-fn latest_waker_of_a_handle_abroad_is_the_one_woken() {
-    let executor = executor();
-    let mut handle = executor.spawn(async {});
-    let wakers: Vec<_> = (0..4).map(|_| Arc::new(CountingWaker::default())).collect();
-    for (number, waker) in wakers.iter().enumerate() {
-        let waker = Waker::from(Arc::clone(waker));
-        let mut cx = Context::from_waker(&waker);
-        // The first poll is at home. Upon the second one the handle writes home, and is told to
-        // look again.
-        let _entered = (number == 0).then(|| executor.enter());
-        assert!(Pin::new(&mut handle).poll(&mut cx).is_pending());
-        executor.take_mail(usize::MAX);
-    }
-    for waker in &wakers[..3] {
-        assert_eq!(Arc::strong_count(waker), 1, "replaced wakers are dropped");
-    }
-    settle(&executor);
-    assert_eq!(wakers.iter().map(|w| w.wakes()).collect::<Vec<_>>(), [0, 1, 0, 1]);
-    assert_eq!(Arc::strong_count(&wakers[3]), 1);
-    finished(&mut handle).unwrap();
-}
-
-#[test]
-fn handle_that_writes_home_twice_is_woken_to_look_again() {
-    let executor = executor();
-    let mut handle = executor.spawn(pending::<()>());
-    let waker = Arc::new(CountingWaker::default());
-    for _ in 0..2 {
-        let waker = Waker::from(Arc::clone(&waker));
-        assert!(Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending());
-    }
-    settle(&executor);
-    assert_eq!(waker.wakes(), 1);
-    handle.abort();
-    settle(&executor);
-    assert!(finished(&mut handle).unwrap_err().is_cancelled());
-}
-
-#[test]
-fn handle_that_comes_home_before_its_letter_keeps_its_waker() {
-    let executor = executor();
-    let mut handle = executor.spawn(async {});
-    let (there, here) = (Arc::new(CountingWaker::default()), Arc::new(CountingWaker::default()));
-    let mut poll = |waker: &Arc<CountingWaker>| {
-        let waker = Waker::from(Arc::clone(waker));
-        assert!(Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending());
-    };
-    poll(&there);
-    {
-        let _entered = executor.enter();
-        poll(&here);
-    }
-    settle(&executor);
-    assert_eq!(here.wakes(), 1);
-    // And one that is dropped before its letter is read.
-    let mut handle = executor.spawn(pending::<()>());
-    let waker = Waker::from(Arc::clone(&there));
-    assert!(Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending());
-    {
-        let _entered = executor.enter();
-        drop(handle);
-    }
-    drop(waker);
-    settle(&executor);
-    assert_eq!(Arc::strong_count(&there), 1);
-}
-
-#[test]
-fn handles_that_go_elsewhere_leave_nothing_behind() {
-    let executor = executor();
-    let drops = Arc::new(AtomicU32::new(0));
-    let spawn = || {
-        let drops = Arc::clone(&drops);
-        executor.spawn(ready(OnDrop(move || _ = drops.fetch_add(1, Ordering::SeqCst))))
-    };
-    let elsewhere = |handle: JoinHandle<_>| thread::spawn(|| drop(handle)).join().unwrap();
-    let (before, unread) = (spawn(), spawn());
-    elsewhere(before);
-    settle(&executor);
-    assert_eq!(drops.load(Ordering::SeqCst), 1, "the task drops what nobody awaits");
-    elsewhere(unread);
-    assert_eq!(drops.load(Ordering::SeqCst), 2, "the handle drops what it did not take");
-    let taken = spawn();
-    settle(&executor);
-    thread::spawn(move || drop(block_on(taken).unwrap())).join().unwrap();
-    assert_eq!(drops.load(Ordering::SeqCst), 3);
-    settle(&executor);
-    assert_eq!(executor.core.tasks.borrow().end(), 2, "every place is free again");
-    assert!((0..2).all(|index| executor.core.tasks.borrow().get(index).is_none()));
-}
-
-#[test]
-fn child_forked_in_the_drop_of_an_output_leaves_the_task_alone() {
-    let executor = executor();
-    // What `fork` does in the child.
-    let handle = executor.spawn(ready(OnDrop(current::leave)));
-    settle(&executor);
-    let _entered = executor.enter();
-    drop(handle);
-    assert!(executor.core.tasks.borrow().get(0).is_some());
-}
-
-#[test]
-fn what_a_handle_writes_to_an_ended_shard_is_answered() {
-    let executor = executor();
-    let mailbox = Arc::downgrade(&executor.mailbox);
-    let mut waits = executor.spawn(pending::<()>());
-    let leaves = executor.spawn(pending::<()>());
-    let (done, unread) = (executor.spawn(ready(1)), executor.spawn(ready(2)));
-    executor.run(2, &());
-    executor.run(2, &());
-    let waker = Arc::new(CountingWaker::default());
-    let polled = Waker::from(Arc::clone(&waker));
-    assert!(Pin::new(&mut waits).poll(&mut Context::from_waker(&polled)).is_pending());
-    drop(leaves);
-    thread::spawn(move || assert_eq!(block_on(done).unwrap(), 1)).join().unwrap();
-    drop(executor);
-    assert_eq!(waker.wakes(), 1);
-    assert!(finished(&mut waits).unwrap_err().is_cancelled());
-    assert!(mailbox.upgrade().is_some(), "the other handle may be about to write home");
-    assert_eq!(block_on(unread).unwrap(), 2);
-    assert!(mailbox.upgrade().is_none());
-}
-
-#[test]
 fn dropped_handle_drops_its_waker() {
     let executor = executor();
-    let _entered = executor.enter();
     let (future, _counts) = idle();
     let mut handle = executor.spawn(future);
     let waker = Arc::new(CountingWaker::default());
@@ -203,7 +75,7 @@ fn dropped_handle_drops_its_waker() {
     assert_eq!(Arc::strong_count(&waker), 2);
     drop(handle);
     assert_eq!(Arc::strong_count(&waker), 1);
-    executor.close();
+    drop(executor);
     assert_eq!(waker.wakes(), 0);
 }
 

@@ -1,7 +1,7 @@
 //! Spawning, polling and waking on the own shard.
 
 use super::{OnDrop, counting, executor, finished, idle, peek, settle, wanted};
-use crate::executor::state::{Handle, Released, Shared};
+use crate::executor::state::{Released, Shared};
 use crate::executor::{Observer, Pace, TaskId, TaskInfo};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -153,7 +153,7 @@ fn wakers_made_here_and_dropped_elsewhere_balance() {
 
 #[test]
 fn two_part_count_adds_up_however_far_the_parts_drift() {
-    let refs = Shared::held_and_one(Handle::Abroad);
+    let refs = Shared::held_and_one();
     for _ in 0..200_000 {
         refs.retain_local();
         assert_eq!(refs.release_shared(), Released::OthersRemain);
@@ -242,8 +242,6 @@ fn the_current_task_is_known_while_it_is_polled_or_dropped() {
             handle.abort();
         }
         settle(&executor);
-        let _entered = executor.enter();
-        drop(handle);
     }
     assert!(executor.current().is_none());
     let seen = seen.borrow();
