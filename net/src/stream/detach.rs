@@ -128,8 +128,9 @@ impl<F: Family> Stream<F> {
     ///
     /// # Errors
     ///
-    /// If bytes have been received and not read, or written and not sent: they would be lost. Also
-    /// on another shard than the stream's. The error holds the stream.
+    /// If bytes have been received and not read, or the socket has no room for what was written and
+    /// not sent: they would be lost. An error of an earlier send. Also on another shard than the
+    /// stream's. The error holds the stream.
     pub fn into_std(self) -> Result<F::StdStream, DetachError<F>> {
         let ready = self.connection().and_then(|connection| connection.quiesce());
         if let Err(error) = ready {
