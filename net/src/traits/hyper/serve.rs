@@ -203,11 +203,20 @@ where
     // Not `pipeline_flush`: it loses the answer to an upgrade behind whose request more bytes have
     // come (hyper 1.12), and what is written leaves with the turn anyway.
     http.timer(ShardTimer).header_read_timeout(HEAD_TIMEOUT);
-    let mut connection = pin!(http.serve_connection(stream, service).with_upgrades());
+    let connection = pin!(http.serve_connection(stream, service).with_upgrades());
+    run(connection, asked, |connection| connection.graceful_shutdown()).await
+}
+
+/// Runs a connection to its end, which it is told to come to when that is asked for.
+async fn run<C: Future>(
+    mut connection: Pin<&mut C>,
+    asked: &mut Waiting,
+    end: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
     match asked.unless(connection.as_mut()).await {
         Some(ended) => ended,
         None => {
-            connection.as_mut().graceful_shutdown();
+            end(connection.as_mut());
             connection.await
         }
     }

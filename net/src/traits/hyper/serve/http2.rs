@@ -10,7 +10,7 @@ use hyper::server::conn::http2;
 use hyper::{Request, Response};
 use tower_service::Service;
 
-use super::{BoxError, HEAD_TIMEOUT, Tower};
+use super::{BoxError, HEAD_TIMEOUT, Tower, run};
 use crate::family::Family;
 use crate::hyper::{LocalExecutor, ShardTimer};
 use crate::stream::Stream;
@@ -81,12 +81,6 @@ where
     let mut http = http2::Builder::new(LocalExecutor);
     // A peer that has gone without a word does not answer, and is let go.
     http.timer(ShardTimer).keep_alive_interval(HEAD_TIMEOUT);
-    let mut connection = pin!(http.serve_connection(stream, service));
-    match asked.unless(connection.as_mut()).await {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    }
+    let connection = pin!(http.serve_connection(stream, service));
+    run(connection, asked, |connection| connection.graceful_shutdown()).await
 }
