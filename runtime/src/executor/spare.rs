@@ -26,6 +26,15 @@ const OVERHEAD: usize = size_of::<usize>();
 
 const CLASSES: usize = SPARE_TASK_BYTES_MAX / STEP + 1;
 
+/// What the blocks of a class are allocated and freed with. A task has a header, so that no class
+/// is 0.
+const fn layout_of(class: usize) -> Layout {
+    match Layout::from_size_align(class * STEP - OVERHEAD, STEP) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!(),
+    }
+}
+
 impl Block {
     pub(super) const fn of<T>() -> Block {
         let (size, align) = (size_of::<T>(), align_of::<T>());
@@ -33,10 +42,7 @@ impl Block {
         if class >= CLASSES || align > STEP {
             return Block { layout: Layout::new::<T>(), class: CLASSES };
         }
-        match Layout::from_size_align(class * STEP - OVERHEAD, STEP) {
-            Ok(layout) => Block { layout, class },
-            Err(_) => unreachable!(),
-        }
+        Block { layout: layout_of(class), class }
     }
 
     /// Memory of this size, with nothing in it.
@@ -129,16 +135,12 @@ impl Spare {
 impl Drop for Spare {
     fn drop(&mut self) {
         for (class, first) in self.blocks.iter().enumerate() {
-            let Ok(layout) = Layout::from_size_align((class * STEP).saturating_sub(OVERHEAD), STEP)
-            else {
-                unreachable!("the layout of a block that was allocated")
-            };
             let mut next = first.get();
             while let Some(memory) = NonNull::new(next) {
                 // SAFETY: `keep` wrote it there.
                 next = unsafe { memory.read() }.0;
                 // SAFETY: it was allocated with this layout, and nobody has it any more.
-                unsafe { dealloc(memory.as_ptr().cast(), layout) };
+                unsafe { dealloc(memory.as_ptr().cast(), layout_of(class)) };
             }
         }
     }
