@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
 const LAYERS: [&[&str]; 6] = [
-    &["sys", "sync", "cpus", "config", "contain", "notice", "fork", "ticks", "board", "trace"],
+    &[
+        "sys", "sync", "cpus", "config", "contain", "notice", "fork", "ticks", "board", "trace",
+        "sim",
+    ],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error", "stall"],
     &["shard", "crew", "resident", "meter"],
@@ -27,6 +30,7 @@ const LAYERS: [&[&str]; 6] = [
         "shutdown",
         "fs",
         "tokio_context",
+        "simulation",
     ],
     &["doctor"],
 ];

@@ -34,6 +34,8 @@ mod resident_key;
 mod runtime;
 mod shard;
 mod shards;
+#[cfg(feature = "sim")]
+mod sim;
 mod sync;
 mod sys;
 mod ticks;
@@ -48,6 +50,8 @@ pub mod io;
 pub mod metrics;
 pub mod shutdown;
 pub mod signal;
+#[cfg(feature = "sim")]
+pub mod simulation;
 pub mod stall;
 pub mod task;
 pub mod time;

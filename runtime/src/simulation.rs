@@ -1,0 +1,3 @@
+//! Programs in a simulated world, which a seed gives.
+
+pub use crate::sim::Faults;
