@@ -339,6 +339,29 @@ each_driver! {
         runtime.block_on(settle());
     }
 
+    // Nobody can end a runtime that is at work: a task that has the last reference keeps both.
+    fn a_task_that_owns_its_runtime_keeps_it_and_harms_nothing(driver: Driver) {
+        let runtime = Rc::new(common::runtime(driver));
+        let (inside, again) = (Rc::clone(&runtime), Rc::clone(&runtime));
+        runtime.block_on(async move {
+            let dropping = annulus::spawn(async move {
+                drop(inside);
+                settle().await;
+            });
+            dropping.await.unwrap();
+            let keeping = annulus::spawn(async move {
+                pending::<()>().await;
+                drop(again);
+            });
+            settle().await;
+            drop(keeping);
+        });
+        assert_eq!(Rc::strong_count(&runtime), 2);
+        runtime.block_on(settle());
+        drop(runtime);
+        common::runtime(driver).block_on(settle());
+    }
+
     fn a_panic_of_the_root_future_leaves_the_runtime_usable(driver: Driver) {
         let runtime = common::runtime(driver);
         let counter = Rc::new(Cell::new(0));

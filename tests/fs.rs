@@ -21,7 +21,7 @@ use annulus::{Runtime, Shard};
 
 use common::bytes::Keyed;
 use common::each_driver;
-use common::process::{Scratch, is_root, open_descriptors};
+use common::process::{Scratch, in_own_process, is_root, open_descriptors};
 use common::steps::{eventually, eventually_blocking, poll_once, race};
 
 mod common;
@@ -131,6 +131,31 @@ each_driver! {
             Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied),
             Ok(_) => assert!(is_root(), "a file that nobody may read was opened"),
         }
+    }
+
+    // io_uring with a thread of its own in the kernel keeps what the process once could
+    // (CVE-2024-22017). A ring that the program itself submits to does not.
+    fn a_process_that_gave_up_its_rights_opens_nothing_by_them(driver: Driver) {
+        if !is_root() {
+            return common::say("rights can only be given up by root, so this is left out");
+        }
+        in_own_process("a_process_that_gave_up_its_rights_opens_nothing_by_them", driver, || {
+            let scratch = Scratch::new();
+            let secret = scratch.path("secret");
+            fs::write(&secret, b"of root").unwrap();
+            fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+            let runtime = common::runtime(driver);
+            runtime.block_on(async {
+                // The ring and the threads of the pool are there before the rights go.
+                File::open(&secret).await.unwrap().close().await.unwrap();
+                act_as(NOBODY);
+                let error = File::open(&secret).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+                let bind = annulus::net::TcpListener::bind("127.0.0.1:1").await.unwrap_err();
+                assert_eq!(bind.kind(), ErrorKind::PermissionDenied, "{bind}");
+            });
+            act_as(0);
+        });
     }
 
     async fn a_file_of_proc_is_read_piece_by_piece() {
@@ -505,4 +530,13 @@ impl Drop for Huge {
         // SAFETY: the mapping was made with this length and this value is its only owner.
         unsafe { libc::munmap(self.start.cast(), self.length) };
     }
+}
+
+const NOBODY: libc::uid_t = 65_534;
+
+/// Gives all threads of the process the rights of this user, with a way back for root.
+fn act_as(user: libc::uid_t) {
+    // SAFETY: the call takes no pointer.
+    let result = unsafe { libc::setresuid(user, user, 0) };
+    assert_eq!(result, 0, "act as user {user}");
 }

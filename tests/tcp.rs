@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+use annulus::net::tcp::ListenOptions;
 use annulus::net::{TcpListener, TcpStream};
 use annulus::time::timeout;
 
@@ -43,6 +44,27 @@ each_driver! {
             assert_eq!(connected.local_addr().unwrap(), from);
             assert_eq!(accepted.peer_addr().unwrap(), from);
         }
+    }
+
+    async fn an_ipv6_listener_serves_ipv4_too_unless_it_says_otherwise() {
+        let options = ListenOptions::new();
+        let Ok(both) = TcpListener::bind_with("[::]:0", options.only_v6(false)).await else {
+            return common::say("IPv6 is not there on this machine, so it is left out");
+        };
+        let four = SocketAddr::from(([127, 0, 0, 1], both.local_addr().unwrap().port()));
+        let connected = TcpStream::connect(four).await.unwrap();
+        let (_accepted, from) = both.accept().await.unwrap();
+        // As the standard library shows it: an address of IPv4 within one of IPv6.
+        let SocketAddr::V6(from) = from else { panic!("a peer of another family: {from}") };
+        assert_eq!(from.ip().to_ipv4_mapped(), Some([127, 0, 0, 1].into()));
+        assert_eq!(from.port(), connected.local_addr().unwrap().port());
+
+        let six = TcpListener::bind_with("[::]:0", options.only_v6(true)).await.unwrap();
+        let port = six.local_addr().unwrap().port();
+        let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        // The port is free for somebody else on the other family.
+        TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     }
 
     async fn nodelay_is_on_by_default_and_can_be_changed() {

@@ -517,6 +517,20 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
+    fn a_full_counter_is_emptied_and_signalled_all_the_same() {
+        let counter = EventFd::new().unwrap();
+        let fill = (u64::MAX - 1).to_ne_bytes();
+        // SAFETY: the buffer is eight readable bytes, as eventfd(2) asks.
+        let wrote = unsafe { libc::write(counter.raw_fd(), fill.as_ptr().cast(), fill.len()) };
+        assert_eq!(wrote, 8);
+        counter.signal();
+        let mut count = [0; 8];
+        // SAFETY: the buffer is eight writable bytes.
+        unsafe { libc::read(counter.raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
     fn others_neither_cut_a_shared_file_short_nor_write_to_it() {
         let file = SharedFile::new(c"annulus-test", 8192).unwrap();
         let link = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
