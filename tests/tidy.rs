@@ -158,27 +158,50 @@ fn sources_hold_no_forbidden_word_and_no_long_line() {
     assert!(found.is_empty(), "forbidden words or long lines:\n{}", found.join("\n"));
 }
 
-// A renamed test must not leave its line in the table behind.
+// A renamed test must not leave its line in a table behind.
 #[test]
-fn the_table_of_tests_names_tests_that_exist() {
-    let table = fs::read_to_string(workspace().join("tests/README.md")).expect("read the table");
-    let mut found = 0;
-    // Every second part stands between backticks.
-    for name in table.split('`').skip(1).step_by(2) {
-        let path = match (name.split_once("::"), name.split_once(": ")) {
-            (Some((file, _)), _) => match file.strip_prefix("ecosystem/") {
-                Some(file) => format!("examples/ecosystem/tests/{file}.rs"),
-                None => format!("tests/{file}.rs"),
-            },
-            (_, Some((file, _))) => format!("{}.rs", file.replace("runtime/", "runtime/src/")),
-            _ => continue,
-        };
-        let function = format!("fn {}(", name.rsplit(':').next().unwrap_or_default().trim());
-        let text = fs::read_to_string(workspace().join(&path)).unwrap_or_default();
-        assert!(text.contains(&function), "tests/README.md: {path} has no `{function}`");
-        found += 1;
+fn the_tables_of_tests_name_tests_that_exist() {
+    for page in ["tests/README.md", "docs/reliability.md"] {
+        let table = fs::read_to_string(workspace().join(page)).expect("read the table");
+        let mut found = 0;
+        // Every second part stands between backticks.
+        for name in table.split('`').skip(1).step_by(2) {
+            let Some(path) = file_of_test(name) else { continue };
+            let function = format!("fn {}(", name.rsplit(':').next().unwrap_or_default().trim());
+            let text = fs::read_to_string(workspace().join(&path)).unwrap_or_default();
+            assert!(text.contains(&function), "{page}: {path} has no `{function}`");
+            found += 1;
+        }
+        assert!(found > 50, "{page}: only {found} tests are named");
     }
-    assert!(found > 50, "only {found} tests are named");
+}
+
+/// Where a test is that a table names, if what stands there is a test.
+fn file_of_test(name: &str) -> Option<String> {
+    if let Some((file, _)) = name.split_once("::") {
+        return Some(match file.strip_prefix("ecosystem/") {
+            Some(file) => format!("examples/ecosystem/tests/{file}.rs"),
+            None => format!("tests/{file}.rs"),
+        });
+    }
+    let (file, _) = name.split_once(": ")?;
+    Some(format!("{}.rs", file.replace("runtime/", "runtime/src/")))
+}
+
+// A mode of failure that has no test is one that will come back.
+#[test]
+fn every_mode_of_failure_has_its_test() {
+    let page = fs::read_to_string(workspace().join("docs/reliability.md")).expect("read the page");
+    let counts = [14, 10, 21, 12, 13, 14, 8, 15, 6, 5, 4];
+    for (letter, count) in ('A'..).zip(counts) {
+        for number in 1..=count {
+            let start = format!("| {letter}{number} ");
+            let row = page.lines().find(|line| line.starts_with(&start));
+            let row = row.unwrap_or_else(|| panic!("{letter}{number} has no row"));
+            let kept_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+            assert!(kept_by.contains('`'), "{letter}{number} has no test: {row}");
+        }
+    }
 }
 
 // A page that was renamed must not leave dead ends in the others.
