@@ -80,6 +80,8 @@ pub use annulus_net::hyper;
 pub use annulus_net::io;
 #[doc(no_inline)]
 pub use annulus_runtime::shutdown::ShutdownToken;
+#[cfg(feature = "sim")]
+pub use annulus_runtime::simulation as sim;
 #[cfg(feature = "tokio-context")]
 pub use annulus_runtime::tokio_context;
 pub use annulus_runtime::{

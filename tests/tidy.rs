@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 6] = [
     &[
         "sys", "sync", "cpus", "config", "contain", "notice", "fork", "ticks", "board", "trace",
-        "sim",
+        "sim", "no_sim",
     ],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error", "stall"],

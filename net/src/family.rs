@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
 
 use socket2::{SockAddr, SockRef};
 
-use crate::addr::internet_address;
+use crate::sockets;
 
 /// A family of stream sockets: [`Tcp`] or [`Unix`].
 pub trait Family: Sealed + fmt::Debug + 'static {
@@ -31,9 +31,15 @@ pub trait Sealed {
     #[doc(hidden)]
     const SHORT_READ_EMPTIES: bool;
 
-    /// An address of this family; an error if it is of another.
+    /// The address of a socket of this family; an error if it is of another.
     #[doc(hidden)]
-    fn address(address: SockAddr) -> io::Result<<Self as Family>::Address>
+    fn local_address(socket: &impl AsFd) -> io::Result<<Self as Family>::Address>
+    where
+        Self: Family;
+
+    /// The address of its peer.
+    #[doc(hidden)]
+    fn peer_address(socket: &impl AsFd) -> io::Result<<Self as Family>::Address>
     where
         Self: Family;
 
@@ -62,12 +68,16 @@ impl Sealed for Tcp {
     const LINGERS: bool = true;
     const SHORT_READ_EMPTIES: bool = true;
 
-    fn address(address: SockAddr) -> io::Result<SocketAddr> {
-        internet_address(address)
+    fn local_address(socket: &impl AsFd) -> io::Result<SocketAddr> {
+        sockets::local_address(socket)
+    }
+
+    fn peer_address(socket: &impl AsFd) -> io::Result<SocketAddr> {
+        sockets::peer_address(socket)
     }
 
     fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
-        SockRef::from(listener).set_tcp_nodelay(true)
+        sockets::set_nodelay(listener, true)
     }
 }
 
@@ -83,16 +93,24 @@ impl Sealed for Unix {
     /// A read ends behind a message that carries descriptors, whatever lies behind it (unix(7)).
     const SHORT_READ_EMPTIES: bool = false;
 
-    fn address(address: SockAddr) -> io::Result<net::SocketAddr> {
-        if !address.is_unix() {
-            return Err(io::Error::other("the socket is not a Unix socket"));
-        }
-        if let Some(name) = address.as_abstract_namespace() {
-            return net::SocketAddr::from_abstract_name(name);
-        }
-        // Other languages can bind 108 bytes without a NUL, which this type cannot be made from.
-        // A peer that does so must not make an accept fail.
-        let path = address.as_pathname().and_then(|path| net::SocketAddr::from_pathname(path).ok());
-        path.map_or_else(|| net::SocketAddr::from_pathname(""), Ok)
+    fn local_address(socket: &impl AsFd) -> io::Result<net::SocketAddr> {
+        unix_address(SockRef::from(socket).local_addr()?)
     }
+
+    fn peer_address(socket: &impl AsFd) -> io::Result<net::SocketAddr> {
+        unix_address(SockRef::from(socket).peer_addr()?)
+    }
+}
+
+fn unix_address(address: SockAddr) -> io::Result<net::SocketAddr> {
+    if !address.is_unix() {
+        return Err(io::Error::other("the socket is not a Unix socket"));
+    }
+    if let Some(name) = address.as_abstract_namespace() {
+        return net::SocketAddr::from_abstract_name(name);
+    }
+    // Other languages can bind 108 bytes without a NUL, which this type cannot be made from.
+    // A peer that does so must not make an accept fail.
+    let path = address.as_pathname().and_then(|path| net::SocketAddr::from_pathname(path).ok());
+    path.map_or_else(|| net::SocketAddr::from_pathname(""), Ok)
 }

@@ -12,6 +12,7 @@
 //! | `udp/state` | its state, which stays on its shard |
 //! | `udp/inbound`, `udp/outbound` | its two directions |
 //! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
+//! | `sockets` | TCP sockets before they are streams or listeners, real or simulated |
 //! | `operations` | accept and connect, as entries and as system calls |
 //! | `memory` | what receives write to |
 //! | `traits/` | the traits of tokio, futures and hyper, a feature each |
@@ -28,6 +29,7 @@ mod memory;
 mod notice;
 mod operations;
 mod shortage;
+mod sockets;
 pub mod stream;
 pub mod tcp;
 mod traits;

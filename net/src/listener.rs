@@ -120,7 +120,7 @@ impl<F: Family> Listener<F> {
     /// On another shard than the listener's.
     pub fn local_addr(&self) -> io::Result<F::Address> {
         let state = self.state.get()?;
-        F::address(SockRef::from(&*state.fd).local_addr()?)
+        F::local_address(&*state.fd)
     }
 
     /// Gives the socket to the standard library, blocking as that expects.
@@ -187,7 +187,7 @@ impl Listening {
     }
 
     fn connected<F: Family>(&self, socket: OwnedFd) -> io::Result<Accepted<F>> {
-        let peer = F::address(SockRef::from(&socket).peer_addr()?)?;
+        let peer = F::peer_address(&socket)?;
         Ok(Accepted { socket, peer, linger: self.linger })
     }
 

@@ -11,6 +11,8 @@ use annulus_runtime::io::{
 use io_uring::{opcode, types};
 use socket2::SockAddr;
 
+use crate::sockets;
+
 /// Accepts connections, each a descriptor that is non-blocking and closed on exec.
 pub(crate) struct Accept {
     listener: Rc<Fd>,
@@ -73,7 +75,7 @@ impl Connect {
     }
 
     fn begin(&mut self) -> io::Result<u32> {
-        match socket2::SockRef::from(&*self.socket).connect(&self.address) {
+        match sockets::connect(&*self.socket, &self.address) {
             Ok(()) => Ok(0),
             // The handshake is under way, perhaps since a try that a signal ended; the descriptor
             // is writable when it is over.

@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{Fd, Op};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::Socket;
 
 use crate::addr::{ToSocketAddrs, explain_bind, resolve};
 use crate::family::Tcp;
 use crate::listener::Listener;
 use crate::operations::Connect;
+use crate::sockets;
 use crate::stream::{self, Stream};
 
 /// A TCP connection: [`Stream`] has its methods.
@@ -176,10 +177,9 @@ impl Stream<Tcp> {
 }
 
 async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
-    let kind = Type::STREAM.nonblocking();
-    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    let socket = Op::new(Connect::new(Fd::new(socket.into()), address.into())).await?;
-    SockRef::from(&*socket).set_tcp_nodelay(true)?;
+    let socket = Fd::new(sockets::open(address)?.into());
+    let socket = Op::new(Connect::new(socket, address.into())).await?;
+    sockets::set_nodelay(&*socket, true)?;
     TcpStream::settle_in(socket)
 }
 
@@ -324,28 +324,14 @@ impl ListenOptions {
     }
 
     pub(crate) fn listen_on(&self, socket: &Socket) -> io::Result<()> {
-        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))
+        sockets::listen(socket, self.backlog)
     }
 
     /// A socket that has the address and does not listen yet.
     pub(crate) fn bound(&self, address: SocketAddr) -> io::Result<Socket> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        )
-        .map_err(|error| explain_bind(error, address))?;
-        // Connections that are still being closed must not keep a restarted server from its port.
-        socket.set_reuse_address(true)?;
-        if self.reuse_port {
-            socket.set_reuse_port(true)?;
-        }
-        if let (Some(only), true) = (self.only_v6, address.is_ipv6()) {
-            socket.set_only_v6(only)?;
-        }
-        socket.bind(&address.into()).map_err(|error| explain_bind(error, address))?;
-        // Accepted sockets inherit it, which saves a system call for each.
-        socket.set_tcp_nodelay(true)?;
+        let explain = |error| explain_bind(error, address);
+        let socket = sockets::open(address).map_err(explain)?;
+        sockets::bind(&socket, address, self.reuse_port, self.only_v6).map_err(explain)?;
         Ok(socket)
     }
 }

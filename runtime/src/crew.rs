@@ -19,6 +19,7 @@ use crate::executor::{Hooks, Mailbox, SharedMailbox};
 use crate::fork::NO_RUNTIME_SURVIVES;
 use crate::notice::notify;
 use crate::shard::{self, Shard};
+use crate::sim::{self, Place};
 use crate::stall::OnStall;
 
 /// What a shard may take to end beyond the two waits that its `close` allows itself.
@@ -137,10 +138,18 @@ impl Crew {
     ) -> Result<thread::JoinHandle<()>, BuildError> {
         let mailbox = SharedMailbox::clone(mailbox);
         let running = Running::new(Arc::clone(self));
-        thread::Builder::new()
-            .name(format!("annulus-{index}"))
-            .spawn(move || running.crew.run(index, &mailbox))
-            .map_err(|error| BuildError::Io("making its thread", error))
+        let place = sim::expect(index);
+        let taken = place.clone();
+        let started = thread::Builder::new().name(format!("annulus-{index}")).spawn(move || {
+            let _place = taken.map(Place::take);
+            running.crew.run(index, &mailbox);
+        });
+        started.map_err(|error| {
+            if let Some(place) = place {
+                place.give_up();
+            }
+            BuildError::Io("making its thread", error)
+        })
     }
 
     /// What the thread of a shard does.
@@ -225,6 +234,7 @@ impl Crew {
 
     /// Waits until the dismissed have ended, within a bound.
     pub(crate) fn see_off(&self, leaving: Leaving) {
+        let _aside = sim::stand_aside();
         let deadline = Instant::now() + 2 * self.config.drain_timeout + END_SLACK;
         let mut running = lock(&self.running);
         while *running > 0 {

@@ -25,7 +25,7 @@ pub use crate::resident::{
 };
 pub use crate::sys::{
     Message, Received, Rest, TRANSFER_BYTES_MAX, accept, receive, recv, recv_message, send,
-    take_socket_error, tell_rest,
+    send_vectored, shutdown, take_socket_error, tell_rest,
 };
 pub use crate::waiters::{Place, WaiterKey, Waiters};
 use crate::{blocking, shard};
@@ -298,4 +298,12 @@ fn call<T: Operation>(mut operation: T) -> T::Output {
     };
     // SAFETY: this is the answer to the operation's one call.
     unsafe { operation.complete(answer) }
+}
+
+/// What sockets of a simulation are asked before the kernel is. `None`: it is another's.
+#[doc(hidden)]
+pub mod simulated {
+    pub use crate::sim::calls::{
+        bind, connect, is_simulated, listen, local_address, peer_address, share_address, socket,
+    };
 }

@@ -36,6 +36,9 @@ mod shard;
 mod shards;
 #[cfg(feature = "sim")]
 mod sim;
+#[cfg(not(feature = "sim"))]
+#[path = "no_sim.rs"]
+mod sim;
 mod sync;
 mod sys;
 mod ticks;

@@ -132,6 +132,12 @@ impl Runtime {
         Runtime::builder().build()
     }
 
+    /// The runtime of a crew of which this thread is the first.
+    pub(crate) fn with(crew: Arc<Crew>) -> Result<Runtime, BuildError> {
+        let mailbox = crew.mailbox(0);
+        Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
+    }
+
     /// Settings for a runtime.
     pub fn builder() -> Builder {
         Builder { config: Config::default(), hooks: Hooks::default(), on_stall: None }
@@ -443,8 +449,6 @@ impl Builder {
     /// it was asked for by name, with the cause and the remedy; no descriptor or memory left.
     pub fn build(self) -> Result<Runtime, BuildError> {
         let config = self.config.with_environment()?;
-        let crew = Crew::new(config, self.hooks, self.on_stall);
-        let mailbox = crew.mailbox(0);
-        Ok(Runtime { shard: shard::Shard::new(crew, 0, mailbox)? })
+        Runtime::with(Crew::new(config, self.hooks, self.on_stall))
     }
 }

@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::{Arc as StdArc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::board::Board;
 use crate::buf::Spare;
@@ -30,7 +30,7 @@ use crate::meter::Meter;
 use crate::resident::Residents;
 use crate::stall::{RestAtEnd, Watch, Watched};
 use crate::sync::Arc;
-use crate::sys::EventFd;
+use crate::sys::{self, EventFd};
 use crate::timers::{self, Clock, Timers};
 
 pub(crate) use outside::Due;
@@ -294,12 +294,12 @@ impl Shard {
         // What is queued must be on its way before anything can come back.
         self.enter(Wait::No);
         let limit = self.config.spin.min(self.until_next_timer().unwrap_or(Duration::MAX));
-        let until = Instant::now() + limit;
+        let until = sys::now() + limit;
         while !self.has_ready(root) && self.mailbox.is_empty() {
             if self.driver.has_news() {
                 self.enter(Wait::No);
             }
-            if Instant::now() >= until {
+            if sys::now() >= until {
                 return self.has_ready(root);
             }
             std::hint::spin_loop();
@@ -425,8 +425,8 @@ impl Shard {
     }
 
     fn send_what_is_unsent(&self) {
-        let deadline = Instant::now() + self.config.drain_timeout;
-        while self.residents.any() && Instant::now() < deadline {
+        let deadline = sys::now() + self.config.drain_timeout;
+        while self.residents.any() && sys::now() < deadline {
             self.residents.write_out();
             let patience = Some(Duration::from_millis(10));
             // What the kernel refuses to wait for is not sent.

@@ -1,3 +1,214 @@
 //! Programs in a simulated world, which a seed gives.
 
-pub use crate::sim::Faults;
+use std::any::Any;
+use std::cell::Cell;
+use std::future::Future;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::{env, thread};
+
+use crate::config::{Config, Driver};
+use crate::crew::Crew;
+use crate::executor::Hooks;
+use crate::notice::notify;
+use crate::runtime::Runtime;
+use crate::sim::{Dice, World};
+pub use crate::sim::{Faults, Report};
+
+/// A run of a program in a world of its own, given by a seed.
+#[derive(Clone, Debug)]
+#[must_use = "a simulation does nothing until `run` is called"]
+pub struct Simulation {
+    seed: u64,
+    shards: u32,
+    driver: Driver,
+    faults: Faults,
+}
+
+impl Simulation {
+    /// The world of this seed, with one shard and [ordinary faults](Faults::ordinary).
+    pub fn new(seed: u64) -> Simulation {
+        Simulation { seed, shards: 1, driver: Driver::Auto, faults: Faults::ordinary() }
+    }
+
+    /// How many shards the program has. Default 1.
+    pub fn shards(mut self, shards: u32) -> Simulation {
+        self.shards = shards;
+        self
+    }
+
+    /// The driver, which is simulated, too. Default: drawn from the seed.
+    pub fn driver(mut self, driver: Driver) -> Simulation {
+        self.driver = driver;
+        self
+    }
+
+    /// What may go wrong, and how often.
+    pub fn faults(mut self, faults: Faults) -> Simulation {
+        self.faults = faults;
+        self
+    }
+
+    /// Runs the program until its future is ready.
+    #[track_caller]
+    pub fn run<F, Fut>(self, program: F) -> Fut::Output
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future,
+    {
+        self.run_and_report(program).0
+    }
+
+    /// As [`run`](Simulation::run), and tells what has happened.
+    #[track_caller]
+    pub fn run_and_report<F, Fut>(self, program: F) -> (Fut::Output, Report)
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future,
+    {
+        let world = World::new(self.seed, self.faults);
+        let config = self.config(&world);
+        let taken = world.expect(0).take();
+        let outcome = live(config, program);
+        drop(taken);
+        match (outcome, world.standstill()) {
+            (Ok(output), None) => (output, world.report()),
+            (Err(payload), _) => {
+                self.tell();
+                resume_unwind(payload);
+            }
+            (Ok(_), Some(text)) => {
+                self.tell();
+                panic!("{text}");
+            }
+        }
+    }
+
+    fn config(&self, world: &World) -> Config {
+        let config = Config {
+            shards: Some(self.shards),
+            driver: if self.driver == Driver::Uring { Driver::Uring } else { Driver::Epoll },
+            pin: Some(false),
+            ..Config::default()
+        };
+        let tight = world.faults().tight_limits;
+        world.roll(|dice| if dice.one_in(tight) { tightened(config, dice) } else { config })
+    }
+
+    /// The seed.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Says how to see this run again, once.
+    fn tell(&self) {
+        if WITHIN_LOOP.get() {
+            // The loop over seeds says it, of whatever went wrong.
+            return;
+        }
+        tell(self.seed);
+    }
+}
+
+/// The variable of the environment that has [`each_seed`] run one seed only.
+const SEED_VARIABLE: &str = "ANNULUS_SIM_SEED";
+
+thread_local! {
+    /// This thread is within [`each_seed`].
+    static WITHIN_LOOP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has each seed try the program, or whatever the closure does with the simulation it is given.
+///
+/// # Panics
+///
+/// With the closure, behind a line that says which seed it was and how to run it again. If
+/// `ANNULUS_SIM_SEED` is no number.
+#[track_caller]
+pub fn each_seed(seeds: Range<u64>, mut try_one: impl FnMut(Simulation)) {
+    let only = env::var(SEED_VARIABLE).ok().map(|text| match text.parse() {
+        Ok(seed) => seed,
+        Err(_) => panic!("{SEED_VARIABLE}={text:?} cannot be used: expected a whole number"),
+    });
+    let seeds = only.map_or(seeds, |seed| seed..seed + 1);
+    for seed in seeds {
+        let before = WITHIN_LOOP.replace(true);
+        let tried = catch_unwind(AssertUnwindSafe(|| try_one(Simulation::new(seed))));
+        WITHIN_LOOP.set(before);
+        if let Err(payload) = tried {
+            tell(seed);
+            resume_unwind(payload);
+        }
+    }
+}
+
+fn tell(seed: u64) {
+    let thread = thread::current();
+    // The test harness calls the thread of a test by the name of the test.
+    let again = match thread.name() {
+        Some(test) if test != "main" => {
+            format!("{SEED_VARIABLE}={seed} cargo test --all-features {test} -- --exact")
+        }
+        _ => format!("{SEED_VARIABLE}={seed} {}", env::args().collect::<Vec<_>>().join(" ")),
+    };
+    notify(format_args!("seed {seed} has failed; to see it again: {again}"));
+}
+
+/// The seed of the simulation that this code runs in.
+#[must_use]
+pub fn seed() -> Option<u64> {
+    Some(World::current()?.seed())
+}
+
+/// A number below this bound, drawn from the seed: the same in each run of it.
+///
+/// # Panics
+///
+/// Outside of a simulation, and if the bound is zero.
+#[must_use]
+#[track_caller]
+pub fn random(bound: u64) -> u64 {
+    assert!(bound > 0, "no number is below zero");
+    let world = World::current().expect("random was called outside of a simulation");
+    world.roll(|dice| dice.below(bound))
+}
+
+/// Has something go into the [fingerprint](Report::fingerprint) of the simulation that this code
+/// runs in. Outside of one it does nothing.
+pub fn observe(what: u64) {
+    if let Some(world) = World::current() {
+        world.observe(what);
+    }
+}
+
+/// What makes for other ways through the runtime than its defaults do.
+fn tightened(config: Config, dice: &mut Dice) -> Config {
+    let mut pick = |choices: &[u32]| choices[dice.below(choices.len() as u64) as usize];
+    let ring_entries = pick(&[1, 2, 8, 256]);
+    Config {
+        event_interval: pick(&[1, 2, 7, 64]),
+        task_budget: pick(&[1, 2, 16, 128]),
+        recv_pool_buffers: pick(&[1, 2, 16, 1024]),
+        recv_pool_buffer_bytes: pick(&[256, 1024, 4096]),
+        ring_entries,
+        ring_completions: ring_entries * pick(&[2, 4, 16]),
+        ..config
+    }
+}
+
+/// Runs the program and ends its runtime, whatever becomes of it.
+fn live<F, Fut>(config: Config, program: F) -> Result<Fut::Output, Box<dyn Any + Send>>
+where
+    F: FnOnce() -> Fut,
+    Fut: Future,
+{
+    let runtime = catch_unwind(|| Runtime::with(Crew::new(config, Hooks::default(), None)))?;
+    let runtime = runtime.unwrap_or_else(|error| panic!("the simulation cannot begin: {error}"));
+    let run = AssertUnwindSafe(|| runtime.block_on(async { program().await }));
+    let outcome = catch_unwind(run);
+    let ended = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
+    let output = outcome?;
+    ended?;
+    Ok(output)
+}

@@ -2,13 +2,19 @@
 //!
 //! Each one keeps the errno. Nothing here knows about tasks, shards or drivers.
 
+mod epoll;
+
 use std::ffi::CStr;
 use std::io;
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::Instant;
+
+pub(crate) use self::epoll::{EPOLL_EVENTS_MAX, EpollEvent, EpollFd, clamp_wait};
+use crate::sim;
 
 /// The most bytes that one read or write system call transfers (`MAX_RW_COUNT` in the kernel).
 ///
@@ -78,6 +84,9 @@ pub fn recv(
     buffer: &mut [MaybeUninit<u8>],
     flags: libc::c_int,
 ) -> io::Result<usize> {
+    if let Some(answer) = sim::calls::receive(fd, buffer, flags) {
+        return answer.map(|(bytes, _)| bytes);
+    }
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     // SAFETY: the pointer and the length describe the caller's writable slice.
     let count = check_size(unsafe {
@@ -114,6 +123,9 @@ pub fn receive(
     if rest == Rest::Ignored {
         return Ok(Received { bytes: recv(fd, buffer, 0)?, rest: None });
     }
+    if let Some(answer) = sim::calls::receive(fd, buffer, 0) {
+        return answer.map(|(bytes, rest)| Received { bytes, rest: Some(rest) });
+    }
     let mut control = RestControl::default();
     let message = recv_message(fd, buffer, &mut [], &mut control.0, 0)?;
     Ok(Received { bytes: message.bytes, rest: control.rest(message.control_bytes) })
@@ -125,6 +137,9 @@ pub fn receive(
 ///
 /// Those of `setsockopt(2)`.
 pub fn tell_rest(fd: BorrowedFd<'_>, rest: Rest) -> io::Result<()> {
+    if sim::calls::is_simulated(fd) {
+        return Ok(());
+    }
     let value = libc::c_int::from(rest == Rest::Asked);
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value and its length agree and outlive the call.
@@ -157,6 +172,9 @@ impl RestControl {
 
 /// Sends from `buffer` without waiting and without raising SIGPIPE.
 pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
+    if let Some(answer) = sim::calls::send(fd, &[IoSlice::new(buffer)]) {
+        return answer;
+    }
     let length = buffer.len().min(TRANSFER_BYTES_MAX);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     loop {
@@ -168,6 +186,42 @@ pub fn send(fd: BorrowedFd<'_>, buffer: &[u8]) -> io::Result<usize> {
             answer => return answer.map(|count| count as usize),
         }
     }
+}
+
+/// As [`send`], from several places, 1024 at most (`IOV_MAX`).
+pub fn send_vectored(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    if let Some(answer) = sim::calls::send(fd, slices) {
+        return answer;
+    }
+    // SAFETY: all zeros is a message of no parts.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    // An `IoSlice` is laid out as an iovec, which the call only reads.
+    header.msg_iov = slices.as_ptr().cast_mut().cast();
+    header.msg_iovlen = slices.len() as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    loop {
+        // SAFETY: the header describes the caller's readable slices.
+        let count = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) };
+        match check_size(count) {
+            // Nothing was sent. Taken for the connection's error, it would end the stream.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            answer => return answer.map(|count| count as usize),
+        }
+    }
+}
+
+/// Ends one direction of a connection, or both.
+pub fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
+    if let Some(answer) = sim::calls::shutdown(fd, how) {
+        return answer;
+    }
+    let how = match how {
+        Shutdown::Read => libc::SHUT_RD,
+        Shutdown::Write => libc::SHUT_WR,
+        Shutdown::Both => libc::SHUT_RDWR,
+    };
+    // SAFETY: the call takes integers and touches no memory of ours.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(drop)
 }
 
 /// How much of each part of a message has been received.
@@ -190,6 +244,9 @@ pub fn recv_message(
     control: &mut [u8],
     flags: libc::c_int,
 ) -> io::Result<Message> {
+    if let Some(answer) = sim::calls::receive(fd, buffer, flags) {
+        return answer.map(|(bytes, _)| Message { bytes, name_bytes: 0, control_bytes: 0 });
+    }
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len().min(TRANSFER_BYTES_MAX),
@@ -218,6 +275,9 @@ pub fn recv_message(
 
 /// Accepts one connection, non-blocking and closed on exec.
 pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    if let Some(answer) = sim::calls::accept(fd) {
+        return answer;
+    }
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: null address pointers mean that no address is wanted.
     let accepted = check(unsafe {
@@ -229,6 +289,9 @@ pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// Takes and clears the pending error of a socket.
 pub fn take_socket_error(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if let Some(answer) = sim::calls::take_error(fd) {
+        return answer;
+    }
     let mut error: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value and its length are valid for writing and agree with each other.
@@ -264,124 +327,10 @@ pub(crate) fn resource_limit(resource: Resource) -> io::Result<(u64, u64)> {
     Ok((bound(limit.rlim_cur), bound(limit.rlim_max)))
 }
 
-/// What epoll reports of one descriptor.
-#[derive(Clone, Copy)]
-pub(crate) struct EpollEvent {
-    pub(crate) token: u64,
-    pub(crate) events: u32,
-}
-
-/// An epoll instance.
-#[derive(Debug)]
-pub(crate) struct EpollFd(OwnedFd);
-
-/// How many events one wait takes at most: bounds the work between two looks at the tasks.
-pub(crate) const EPOLL_EVENTS_MAX: usize = 512;
-
-impl EpollFd {
-    pub(crate) fn new() -> io::Result<EpollFd> {
-        // SAFETY: epoll_create1 takes an integer and touches no memory of ours.
-        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        // SAFETY: the kernel has just made this descriptor and nobody else knows it.
-        Ok(EpollFd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
-    }
-
-    pub(crate) fn raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-
-    pub(crate) fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events, u64: token };
-        // SAFETY: the event is valid for the length of the call; the kernel copies it.
-        check(unsafe {
-            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event)
-        })?;
-        Ok(())
-    }
-
-    pub(crate) fn remove(&self, fd: RawFd) {
-        // A failure leaves nothing to do: the descriptor is about to be closed, and a late event
-        // carries a token that nobody knows any more.
-        // SAFETY: since Linux 2.6.9 the event pointer may be null for EPOLL_CTL_DEL.
-        unsafe {
-            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())
-        };
-    }
-
-    /// Waits for events and hands each to `take`. No timeout means: until something happens.
-    pub(crate) fn wait(
-        &self,
-        timeout: Option<Duration>,
-        mut take: impl FnMut(EpollEvent),
-    ) -> io::Result<()> {
-        let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EPOLL_EVENTS_MAX];
-        let count = self.wait_raw(timeout, &mut events)?;
-        for event in &events[..count] {
-            // SAFETY: the kernel has filled the first `count` events.
-            let event = unsafe { event.assume_init_read() };
-            take(EpollEvent { token: event.u64, events: event.events });
-        }
-        Ok(())
-    }
-
-    fn wait_raw(
-        &self,
-        timeout: Option<Duration>,
-        events: &mut [MaybeUninit<libc::epoll_event>],
-    ) -> io::Result<usize> {
-        let fd = self.0.as_raw_fd();
-        let capacity = events.len() as libc::c_int;
-        let pointer = events.as_mut_ptr().cast::<libc::epoll_event>();
-        let fine = timeout.is_some_and(|t| t.subsec_nanos() % 1_000_000 != 0);
-        if fine && !PWAIT2_MISSING.load(Ordering::Relaxed) {
-            let spec = timespec(timeout.unwrap_or(Duration::ZERO));
-            // SAFETY: pointer and capacity describe the writable slice; the time lives for the
-            // call; a null signal mask leaves the mask alone.
-            let answer = unsafe {
-                libc::syscall(
-                    libc::SYS_epoll_pwait2,
-                    fd,
-                    pointer,
-                    capacity,
-                    &raw const spec,
-                    std::ptr::null::<libc::sigset_t>(),
-                    0usize,
-                )
-            };
-            match check_size(answer as libc::ssize_t) {
-                // Linux before 5.11 lacks the call, and a seccomp filter may not know it.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
-                    PWAIT2_MISSING.store(true, Ordering::Relaxed);
-                }
-                other => return other.map(|count| count as usize),
-            }
-        }
-        // Rounded up: a timer is never early.
-        let millis =
-            timeout.map_or(-1, |t| t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32);
-        // SAFETY: pointer and capacity describe the writable slice.
-        let count = check(unsafe { libc::epoll_wait(fd, pointer, capacity, millis) })?;
-        Ok(count as usize)
-    }
-}
-
-/// Set once `epoll_pwait2` was found missing, so that it is not asked for again.
-static PWAIT2_MISSING: AtomicBool = AtomicBool::new(false);
-
-/// Longest wait handed to the kernel: a day. Longer ones would be cut or turned negative.
-const WAIT_MAX: Duration = Duration::from_secs(86_400);
-
-fn timespec(duration: Duration) -> libc::timespec {
-    let duration = duration.min(WAIT_MAX);
-    libc::timespec {
-        tv_sec: duration.as_secs() as libc::time_t,
-        tv_nsec: libc::c_long::from(duration.subsec_nanos() as i32),
-    }
-}
-
-/// Cuts a wait to what every kernel interface can express.
-pub(crate) fn clamp_wait(duration: Duration) -> Duration {
-    duration.min(WAIT_MAX)
+/// The time by which everything runs that waits for time to pass.
+#[inline]
+pub(crate) fn now() -> Instant {
+    sim::instant().unwrap_or_else(Instant::now)
 }
 
 /// The monotonic clock, in nanoseconds since some moment before all processes.
@@ -391,7 +340,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 /// How long this thread has kept a processor busy, in nanoseconds. A system call.
 pub(crate) fn thread_cpu_ns() -> u64 {
-    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+    if sim::is_here() { 0 } else { clock_ns(libc::CLOCK_THREAD_CPUTIME_ID) }
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {

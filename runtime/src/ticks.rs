@@ -8,6 +8,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::sim;
 use crate::sys::monotonic_ns;
 
 /// Where stamps come from. They compare between the threads, and processes, of one machine.
@@ -22,6 +23,9 @@ pub(crate) enum Ticks {
 impl Ticks {
     /// What this process uses.
     pub(crate) fn chosen() -> Ticks {
+        if sim::is_here() {
+            return Ticks::Nanoseconds;
+        }
         static CHOSEN: OnceLock<Ticks> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
             let even = counter::is_invariant() && kernel_trusts_the_counter();
@@ -53,7 +57,7 @@ impl Ticks {
     pub(crate) fn now(self) -> u64 {
         match self {
             Ticks::Counter => counter::read(),
-            Ticks::Nanoseconds => monotonic_ns(),
+            Ticks::Nanoseconds => nanoseconds(),
         }
     }
 
@@ -61,7 +65,7 @@ impl Ticks {
     pub(crate) fn now_in_order(self) -> u64 {
         match self {
             Ticks::Counter => counter::read_in_order(),
-            Ticks::Nanoseconds => monotonic_ns(),
+            Ticks::Nanoseconds => nanoseconds(),
         }
     }
 
@@ -83,6 +87,11 @@ impl Ticks {
             Ticks::Nanoseconds => 1.0,
         }
     }
+}
+
+/// Those of the monotonic clock, or of the simulation that this thread lives in.
+fn nanoseconds() -> u64 {
+    sim::nanoseconds().unwrap_or_else(monotonic_ns)
 }
 
 /// Both clocks when this process first asked.

@@ -19,7 +19,7 @@ use annulus_runtime::Shard;
 use annulus_runtime::io::check_runtime;
 use annulus_runtime::shutdown::ShutdownToken;
 
-use crate::addr::internet_address;
+use crate::sockets;
 use crate::tcp::{ListenOptions, TcpStream};
 
 pub use placement::Placement;
@@ -225,9 +225,9 @@ fn listen(address: SocketAddr, options: ListenOptions, shards: usize) -> io::Res
     // this one when it was started twice, is found out.
     let first = options.bound(address)?;
     if shards > 1 {
-        first.set_reuse_port(true)?;
+        sockets::share_address(&first)?;
     }
-    let address = internet_address(first.local_addr()?)?;
+    let address = sockets::local_address(&first)?;
     let mut sockets = vec![first];
     for _ in 1..shards {
         sockets.push(options.reuse_port(true).bound(address)?);

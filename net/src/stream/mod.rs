@@ -383,7 +383,7 @@ impl<F: Family> Stream<F> {
     ///
     /// On another shard than the stream's.
     pub fn local_addr(&self) -> io::Result<F::Address> {
-        F::address(self.state.get()?.socket().local_addr()?)
+        F::local_address(&**self.state.get()?.fd())
     }
 
     /// The address of the other end.
@@ -404,7 +404,7 @@ impl<F: Family> Stream<F> {
     ///
     /// `NotConnected` once the connection is gone.
     pub fn peer_addr(&self) -> io::Result<F::Address> {
-        F::address(self.state.get()?.socket().peer_addr()?)
+        F::peer_address(&**self.state.get()?.fd())
     }
 
     /// How long a close waits for the peer to take what was sent (`SO_LINGER`, socket(7)).

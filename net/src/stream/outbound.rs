@@ -24,9 +24,8 @@ use std::task::{Context, Poll, Waker};
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
     Batch, Fd, Interest, Op, ResidentKey, give_back, is_known_blocked, is_settled, mark_dirty,
-    not_ready, send, send_quietly, spare_buffer,
+    not_ready, send, send_quietly, send_vectored, shutdown, spare_buffer,
 };
-use socket2::SockRef;
 
 pub(super) use self::handed::By;
 use self::handed::Handed;
@@ -321,7 +320,7 @@ impl Outbound {
         if self.closing == Closing::Closed {
             return Ok(());
         }
-        SockRef::from(&*self.fd).shutdown(Shutdown::Write)?;
+        shutdown(self.fd.as_fd(), Shutdown::Write)?;
         self.closing = Closing::Closed;
         Ok(())
     }
@@ -502,7 +501,7 @@ impl Outbound {
             [only] => send(self.fd.as_fd(), only),
             _ => {
                 let slices = &slices[..slices.len().min(SLICES_MAX)];
-                send_vectored(&self.fd, slices)
+                send_vectored(self.fd.as_fd(), slices)
             }
         };
         match answer {
@@ -540,17 +539,6 @@ impl Outbound {
         }
         // At the end of the turn `write_out` starts a send, or hurries the one under way.
         mark_dirty(self.key);
-    }
-}
-
-fn send_vectored(fd: &Fd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    loop {
-        match SockRef::from(fd).send_vectored_with_flags(slices, flags) {
-            // Nothing was sent. Taken for the connection's error, it would end the stream.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            answer => return answer,
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::types::{self, CancelBuilder, SubmitArgs};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
@@ -361,11 +361,11 @@ impl Uring {
 
     /// Cancels everything and reaps until nothing is in flight. True if nothing is.
     pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work)) -> bool {
-        let deadline = Instant::now() + limit;
+        let deadline = sys::now() + limit;
         let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
         self.inner.borrow_mut().push(cancel.user_data(IGNORED_KEY.user_data()));
         let mut work = Work::default();
-        while self.inner.borrow().slots.any_in_flight() && Instant::now() < deadline {
+        while self.inner.borrow().slots.any_in_flight() && sys::now() < deadline {
             let patience = Some(Duration::from_millis(10));
             if self.turn(Wait::AtMost(patience), &mut work).is_err() {
                 break;

@@ -10,6 +10,7 @@ use super::{Entered, Shard, try_current};
 use crate::driver::{Shown, Wait};
 use crate::executor::{JoinHandle, RootWaker};
 use crate::sync::Arc;
+use crate::sys;
 
 /// When the next turn is due at the latest.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +69,7 @@ impl Shard {
             // An edge that has been shown is not shown again: what it was for must be taken first.
             Wait::AtMost(_) if !self.driver.is_drained() => Due::Now,
             Wait::AtMost(Some(Duration::ZERO)) | Wait::No => Due::Now,
-            Wait::AtMost(Some(left)) => Due::At(Instant::now() + left),
+            Wait::AtMost(Some(left)) => Due::At(sys::now() + left),
             Wait::AtMost(None) => Due::OnNews,
         }
     }

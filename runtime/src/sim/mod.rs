@@ -4,19 +4,58 @@
 //! One [`World`] is shared by the shards of a simulation. It has the clock, the dice, and the baton
 //! that lets one shard run at a time; all that happens in it is given by its seed.
 //!
-//! What is simulated is the network of TCP, in memory (`network`, to come), and the waiting of the
+//! What is simulated is the network of TCP, in memory (`network`, `line`), and the waiting of the
 //! drivers. A simulated socket has a descriptor that is good for being closed and for generic
-//! options, and no more: bytes, connections, resets and their latencies are the world's. So who has
-//! a descriptor in hand, a driver too, calls `sys::{recv, receive, recv_message, send,
-//! send_vectored, accept, connect, shutdown, take_socket_error, poll_now}` and never the C library:
-//! they ask here first, and make the system call on every other descriptor. None of them waits.
-//! What is on its way arrives while the shards are parked: whoever returns from [`World::park`]
-//! looks again.
+//! options, and no more (`handles`): bytes, connections, resets and their latencies are the world's.
+//! So who has a descriptor in hand, a driver too, calls `sys::{recv, receive, recv_message, send,
+//! send_vectored, accept, shutdown, take_socket_error}` and never the C library; for a connect and
+//! for poll(2) it asks [`calls::connect`] and [`calls::poll`] first. They answer for simulated
+//! sockets, and the system call is made on every other descriptor. None of them waits. What is on
+//! its way arrives while shards are parked: whoever returns from [`World::park`] looks again, and
+//! whoever has waited or worked calls [`World::pause`] once a turn, so that others have theirs.
 
+pub(crate) mod calls;
 mod dice;
+pub(crate) mod epoll;
 mod faults;
+mod gate;
+mod handles;
+mod line;
+mod network;
+mod report;
+mod watches;
 mod world;
 
-pub(crate) use dice::{Dice, mix};
+use std::time::Instant;
+
+pub(crate) use dice::Dice;
 pub use faults::Faults;
-pub(crate) use world::{Place, World};
+pub use report::Report;
+pub(crate) use world::{Aside, Place, World};
+
+/// The time, on a thread that lives in a simulation.
+#[inline]
+pub(crate) fn instant() -> Option<Instant> {
+    Some(World::current()?.instant())
+}
+
+/// As [`instant`], in nanoseconds, of which there is never none.
+pub(crate) fn nanoseconds() -> Option<u64> {
+    Some(World::current()?.now().as_nanos() as u64 + 1)
+}
+
+/// Whether this thread lives in a simulation.
+#[inline]
+pub(crate) fn is_here() -> bool {
+    World::current().is_some()
+}
+
+/// Keeps a seat for the thread of a shard that is about to be made.
+pub(crate) fn expect(shard: usize) -> Option<Place> {
+    Some(World::current()?.expect(shard))
+}
+
+/// While the guard lives this thread may wait for others, which take their turns without it.
+pub(crate) fn stand_aside() -> Option<Aside> {
+    World::stand_aside()
+}

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 use super::dice::{Dice, mix};
 use super::faults::Faults;
+use super::handles::Handles;
+use super::network::Network;
+use crate::sys::EpollEvent;
 
 /// After so many turns in which the clock stood still it moves all the same, so that a task that
 /// polls a deadline in a loop meets it.
@@ -25,28 +28,34 @@ const BUSY_STEP: Duration = Duration::from_millis(1);
 
 /// One simulation; shared by its shards.
 pub(crate) struct World {
+    seed: u64,
     faults: Faults,
     /// What the clock's zero is called.
     origin: Instant,
     state: Mutex<State>,
 }
 
-struct State {
-    dice: Dice,
-    now: Duration,
+pub(super) struct State {
+    pub(super) faults: Faults,
+    pub(super) dice: Dice,
+    pub(super) now: Duration,
+    pub(super) network: Network,
+    pub(super) handles: Handles,
+    /// What a shard is told later.
+    pub(super) held: BTreeMap<SeatId, Vec<EpollEvent>>,
     seats: BTreeMap<SeatId, Seat>,
     next_seat: SeatId,
     /// Who has the baton.
     running: Option<SeatId>,
     turns_at_this_time: u32,
-    fingerprint: u64,
+    pub(super) fingerprint: u64,
     /// What everybody waited for when nothing could happen any more.
     standstill: Option<Arc<str>>,
 }
 
 /// The first is that of the thread which has made the world. They are never used again, as a shard
 /// that has failed may be started anew while its thread ends.
-type SeatId = u64;
+pub(super) type SeatId = u64;
 
 struct Seat {
     /// Which shard it is, for people.
@@ -79,11 +88,16 @@ pub(crate) struct Place {
 impl World {
     pub(crate) fn new(seed: u64, faults: Faults) -> Arc<World> {
         Arc::new(World {
+            seed,
             faults,
             origin: Instant::now(),
             state: Mutex::new(State {
+                faults,
                 dice: Dice::new(seed),
                 now: Duration::ZERO,
+                network: Network::default(),
+                handles: Handles::default(),
+                held: BTreeMap::new(),
                 seats: BTreeMap::new(),
                 next_seat: 0,
                 running: None,
@@ -131,14 +145,13 @@ impl World {
         self.faults
     }
 
-    /// A number that all that has happened so far has gone into.
-    pub(crate) fn fingerprint(&self) -> u64 {
-        self.lock().fingerprint
+    /// Has something go into the fingerprint that only this seed makes happen.
+    pub(crate) fn observe(&self, what: u64) {
+        self.lock().note(Event::Observed, what, 0);
     }
 
-    /// Has something go into the fingerprint that only this seed makes happen.
-    pub(crate) fn observe(&self, what: u64, how_much: u64) {
-        self.lock().note(Event::Observed, what, how_much);
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// What stood still, if it did.
@@ -147,6 +160,7 @@ impl World {
     }
 
     /// Something happened that others might see: those who are parked look again.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the simulated ring is to say so"))]
     pub(crate) fn progressed(&self) {
         self.lock().wake_all();
     }
@@ -162,16 +176,25 @@ impl World {
         self.hand_on(Mood::Parked { due });
     }
 
-    /// Lets others run first, if the dice choose them.
+    /// Something happened that others might see, and they run first if the dice choose them.
     pub(crate) fn pause(&self) {
         self.hand_on(Mood::Ready);
     }
 
+    /// The seat of this thread.
+    pub(super) fn seat() -> SeatId {
+        let seat = CURRENT.with_borrow(|place| place.as_ref().map(|place| place.seat));
+        seat.expect("only who lives in a world is asked")
+    }
+
     #[track_caller]
     fn hand_on(&self, mood: Mood) {
-        let seat = CURRENT.with_borrow(|place| place.as_ref().map(|place| place.seat));
-        let seat = seat.expect("who hands the baton on has it");
+        let seat = World::seat();
         let mut state = self.lock();
+        if matches!(mood, Mood::Ready) {
+            // It has done something, and the others have not seen it.
+            state.wake_all();
+        }
         state.seat(seat).mood = mood;
         state.choose_next();
         let state = self.wait_for_turn(state, seat);
@@ -193,7 +216,7 @@ impl World {
         state
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -202,14 +225,29 @@ impl Place {
     /// Takes the seat, and waits until it has the baton. Until the guard goes, this thread lives in
     /// the world.
     pub(crate) fn take(self) -> Taken {
+        self.sit_down();
+        Taken(())
+    }
+
+    fn sit_down(self) {
         let before = CURRENT.replace(Some(self.clone()));
-        assert!(before.is_none(), "a thread lives in one simulation at a time");
+        assert!(before.is_none(), "a simulation was run within another");
         let mut state = self.world.lock();
         if state.running.is_none() {
             state.choose_next();
         }
         drop(self.world.wait_for_turn(state, self.seat));
-        Taken(self)
+    }
+
+    fn leave(&self) {
+        CURRENT.set(None);
+        let mut state = self.world.lock();
+        state.note(Event::Leave, self.seat, 0);
+        state.seats.remove(&self.seat);
+        state.held.remove(&self.seat);
+        // What it has done last may concern the others.
+        state.wake_all();
+        state.choose_next();
     }
 
     /// Nobody is going to take it.
@@ -218,30 +256,82 @@ impl Place {
     }
 }
 
-/// A seat that this thread has taken.
-pub(crate) struct Taken(Place);
+/// This thread has a seat in a world, the one that it took or that it [went back
+/// to](World::stand_aside), until this goes.
+pub(crate) struct Taken(());
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        CURRENT.set(None);
-        let mut state = self.0.world.lock();
-        state.note(Event::Leave, self.0.seat, 0);
-        state.seats.remove(&self.0.seat);
-        state.running = None;
-        // What it has done last may concern the others.
-        state.wake_all();
-        state.choose_next();
+        let place = CURRENT.with_borrow(Clone::clone);
+        if let Some(place) = place {
+            place.leave();
+        }
+    }
+}
+
+impl World {
+    /// Gives up the seat of this thread, until the guard goes.
+    pub(crate) fn stand_aside() -> Option<Aside> {
+        let place = CURRENT.with_borrow(Clone::clone)?;
+        let shard = place.world.lock().seat(place.seat).shard;
+        place.leave();
+        Some(Aside { world: Arc::clone(&place.world), shard })
+    }
+}
+
+/// Has given up its seat for a while.
+pub(crate) struct Aside {
+    world: Arc<World>,
+    shard: usize,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.world.expect(self.shard).sit_down();
     }
 }
 
 /// What goes into the fingerprint.
-#[derive(Clone, Copy)]
-enum Event {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Event {
     Expect,
     Leave,
     Turn,
     Clock,
     Observed,
+    Closed,
+    Told,
+    Called(Call),
+}
+
+/// A call that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Call {
+    Bind,
+    Listen,
+    Connect,
+    Accept,
+    Address,
+    Receive,
+    Send,
+    Shutdown,
+    TakeError,
+    Poll,
+}
+
+impl Event {
+    fn number(self) -> u64 {
+        match self {
+            Event::Expect => 1,
+            Event::Leave => 2,
+            Event::Turn => 3,
+            Event::Clock => 4,
+            Event::Observed => 5,
+            Event::Closed => 6,
+            Event::Told => 7,
+            Event::Called(call) => 32 + call as u64,
+        }
+    }
 }
 
 impl State {
@@ -249,13 +339,13 @@ impl State {
         self.seats.get_mut(&seat).expect("a seat that is taken is there")
     }
 
-    fn note(&mut self, event: Event, what: u64, how_much: u64) {
-        for word in [event as u64, what, how_much] {
+    pub(super) fn note(&mut self, event: Event, what: u64, how_much: u64) {
+        for word in [event.number(), what, how_much] {
             self.fingerprint = mix(self.fingerprint ^ word).wrapping_add(word);
         }
     }
 
-    fn wake_all(&mut self) {
+    pub(super) fn wake_all(&mut self) {
         for seat in self.seats.values_mut() {
             if matches!(seat.mood, Mood::Parked { .. }) {
                 seat.mood = Mood::Ready;
@@ -269,8 +359,11 @@ impl State {
         if self.seats.is_empty() {
             return;
         }
-        if !self.anybody_is_ready() && !self.move_on() {
-            self.stand_still();
+        self.take_closed();
+        while !self.anybody_is_ready() {
+            if !self.move_on() {
+                self.stand_still();
+            }
         }
         let ready = |seat: &Seat| !matches!(seat.mood, Mood::Parked { .. });
         let count = self.seats.values().filter(|seat| ready(seat)).count();
@@ -293,7 +386,8 @@ impl State {
             Mood::Parked { due } => due,
             Mood::Ready | Mood::Stuck => None,
         };
-        let Some(next) = self.seats.values().filter_map(due).min() else { return false };
+        let dues = self.seats.values().filter_map(due).chain(self.network.next_due());
+        let Some(next) = dues.min() else { return false };
         self.set_clock(self.now.max(next));
         true
     }
@@ -302,6 +396,9 @@ impl State {
         self.now = now;
         self.turns_at_this_time = 0;
         self.note(Event::Clock, now.as_nanos() as u64, 0);
+        if self.on_network(|network, moment| network.deliver(moment)) > 0 {
+            self.wake_all();
+        }
         for seat in self.seats.values_mut() {
             if matches!(seat.mood, Mood::Parked { due: Some(due) } if due <= now) {
                 seat.mood = Mood::Ready;
@@ -325,6 +422,9 @@ impl State {
         for seat in self.seats.values() {
             // Writing to a string cannot fail.
             let _infallible = write!(text, "\n  shard {} waits for ever", seat.shard);
+        }
+        for socket in self.network.describe() {
+            let _infallible = write!(text, "\n  {socket}");
         }
         self.standstill.get_or_insert(text.into());
         if let Some(seat) = self.seats.values_mut().next() {
@@ -406,7 +506,7 @@ mod tests {
         work(0, &world, &log);
         drop(taken);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        (Arc::into_inner(log).unwrap().into_inner().unwrap(), world.fingerprint())
+        (Arc::into_inner(log).unwrap().into_inner().unwrap(), world.lock().fingerprint)
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::{Duration, Instant as StdInstant};
 
 use crate::shard;
+use crate::sys;
 use crate::timers::Clock;
 
 /// A point in time of the monotonic clock.
@@ -30,7 +31,7 @@ impl Instant {
         if Clock::any_ever_paused() {
             return Self(now_of_shard());
         }
-        Self(StdInstant::now())
+        Self(sys::now())
     }
 
     /// Takes an instant of the standard library as it is.
@@ -83,7 +84,7 @@ impl Instant {
 
 #[cold]
 fn now_of_shard() -> StdInstant {
-    shard::try_current().map_or_else(StdInstant::now, |shard| shard.clock.now())
+    shard::try_current().map_or_else(sys::now, |shard| shard.clock.now())
 }
 
 impl From<StdInstant> for Instant {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::wheel::NEVER;
 use crate::sync::{Arc, AtomicU32, Ordering};
+use crate::sys;
 
 /// Set once any clock of this process is paused, so that programs that never pause one do not
 /// even look for their shard's clock. From std, not from `crate::sync`: loom has no statics, and
@@ -38,11 +39,7 @@ enum Mode {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self {
-            origin: Instant::now(),
-            mode: Cell::new(Mode::Real),
-            holds: Arc::new(AtomicU32::new(0)),
-        }
+        Self { origin: sys::now(), mode: Cell::new(Mode::Real), holds: Arc::new(AtomicU32::new(0)) }
     }
 
     /// Whether any clock in this process was ever paused. If not, all clocks are the system's.
@@ -52,9 +49,9 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Instant {
         match self.mode.get() {
-            Mode::Real => Instant::now(),
+            Mode::Real => sys::now(),
             Mode::Paused { at } => at,
-            Mode::Resumed { clock, real } => clock + real.elapsed(),
+            Mode::Resumed { clock, real } => clock + sys::now().saturating_duration_since(real),
         }
     }
 
@@ -89,7 +86,7 @@ impl Clock {
     #[must_use]
     pub(crate) fn resume(&self) -> bool {
         let Mode::Paused { at } = self.mode.get() else { return false };
-        self.mode.set(Mode::Resumed { clock: at, real: Instant::now() });
+        self.mode.set(Mode::Resumed { clock: at, real: sys::now() });
         true
     }
 
