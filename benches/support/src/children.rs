@@ -44,6 +44,11 @@ impl Serving {
     pub fn target(&self) -> Target {
         Target { pid: self.worker.id(), address: self.address }
     }
+
+    /// The child itself, for servers that say more than their address.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
 }
 
 /// Starts this executable as a server and waits until it listens.
