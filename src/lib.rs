@@ -70,6 +70,8 @@
 //! `ANNULUS_SPIN_US` and `ANNULUS_STALL_MS` override the settings of every program. A value that
 //! cannot be used is an error that names it.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(doctest)]
 mod guide;
 

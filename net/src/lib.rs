@@ -19,6 +19,7 @@
 //! | `addr` | what can be turned into socket addresses |
 
 #![cfg(target_os = "linux")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod addr;
 mod family;

@@ -10,6 +10,7 @@
 //! `io`, `signal`, `shutdown`, `fs`; `doctor`.
 
 #![cfg(target_os = "linux")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod blocking;
 mod board;

@@ -21,9 +21,10 @@ pub(super) struct Watched {
 }
 
 /// Wakers go to every thread.
-const _: () = goes_anywhere::<Watched>();
-
-const fn goes_anywhere<T: Send + Sync>() {}
+const _: () = {
+    const fn goes_anywhere<T: Send + Sync>() {}
+    goes_anywhere::<Watched>();
+};
 
 static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop_waker);
 

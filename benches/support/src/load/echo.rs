@@ -331,7 +331,7 @@ impl Patterns {
 }
 
 fn alike(expected: &[u8], piece: &[u8], sequence: u64) -> bool {
-    if expected.len() <= COMPARED_WHOLE_BYTES || sequence.is_multiple_of(WHOLE_EVERY) {
+    if expected.len() <= COMPARED_WHOLE_BYTES || sequence % WHOLE_EVERY == 0 {
         return expected == piece;
     }
     let tail = expected.len() - COMPARED_END_BYTES;
