@@ -1,6 +1,12 @@
 //! Programs in a simulated world.
 
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::env;
+use std::future::pending;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::time::Duration;
 
 use annulus::net::{ListenerGroup, TcpListener, TcpStream};
@@ -119,7 +125,7 @@ fn shards_take_turns_and_nothing_is_lost_between_them() {
 
 #[test]
 fn a_seed_gives_one_run() {
-    let mut prints = std::collections::BTreeSet::new();
+    let mut prints = BTreeSet::new();
     for seed in 0..10 {
         let run = || epoll(seed).shards(3).run_and_report(everything).1;
         let report = run();
@@ -127,4 +133,163 @@ fn a_seed_gives_one_run() {
         prints.insert(report.fingerprint);
     }
     assert_eq!(prints.len(), 10);
+}
+
+#[test]
+fn a_seed_gives_the_same_run_in_another_process() {
+    const ASKED: &str = "ANNULUS_TEST_PRINT";
+    let run = || epoll(7).shards(3).run_and_report(everything).1;
+    if env::var_os(ASKED).is_some() {
+        println!("report: {:?}", run());
+        return;
+    }
+    let own = format!("report: {:?}", run());
+    let test = "a_seed_gives_the_same_run_in_another_process";
+    let mut other = Command::new(env::current_exe().unwrap());
+    let other = other.args(["--exact", test, "--nocapture"]).env(ASKED, "1").output().unwrap();
+    let printed = String::from_utf8(other.stdout).unwrap();
+    assert!(printed.contains(&own), "{own}\n{printed}");
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default()
+}
+
+fn fails(run: impl FnOnce()) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    text_of(&*payload).to_owned()
+}
+
+#[test]
+fn a_program_that_waits_for_ever_is_told_so_at_once() {
+    for shards in [1, 3] {
+        let text = fails(|| {
+            epoll(1).shards(shards).run(|| async {
+                let server = serve_echo().await.unwrap();
+                let mut stream = TcpStream::connect(server).await.unwrap();
+                // Others have something to do for a while.
+                let shard = Shard::all().pop().unwrap();
+                shard.spawn_with(|| time::sleep(Duration::from_secs(9))).await.unwrap();
+                // Nothing was sent, so that nothing comes back.
+                stream.read(&mut [0; 8]).await.unwrap();
+            });
+        });
+        assert!(text.contains("stands still") && text.contains("10.0.0.1:7000 listens"), "{text}");
+    }
+}
+
+#[test]
+fn a_program_that_does_not_end_is_told_so() {
+    let text = fails(|| {
+        epoll(1).turns_max(1000).run(|| async {
+            let mut ticks = time::interval(Duration::from_secs(1));
+            loop {
+                ticks.tick().await;
+            }
+        });
+    });
+    assert!(text.contains("did not end within 1000 turns"), "{text}");
+}
+
+#[test]
+fn a_panic_of_the_program_is_that_of_the_run() {
+    let text = fails(|| epoll(1).shards(2).run(|| async { panic!("as it is written") }));
+    assert_eq!(text, "as it is written");
+    // Nothing of it is left.
+    epoll(1).run(|| async {});
+}
+
+#[test]
+fn a_task_that_never_ends_does_not_keep_a_run_from_its_end() {
+    let report = epoll(3).shards(2).run_and_report(|| async {
+        let shard = Shard::all().pop().unwrap();
+        drop(shard.spawn_with(pending::<()>));
+        let server = serve_echo().await.unwrap();
+        annulus::spawn(async move {
+            let _open = TcpStream::connect(server).await;
+            pending::<()>().await;
+        });
+        task::yield_now().await;
+    });
+    assert_eq!(report.1.left_open, 0, "{:?}", report.1);
+}
+
+/// Errors that the network may cause, and the bytes that came before them.
+#[test]
+fn connections_that_are_refused_or_reset_are_errors_and_nothing_else() {
+    let (mut whole, mut broken) = (0, 0);
+    let mut kinds = BTreeSet::new();
+    for seed in 0..60 {
+        let faults = Faults::harsh().resets(12).refusals(6);
+        let outcomes = epoll(seed).shards(2).faults(faults).run(|| async {
+            let server = serve_echo().await.unwrap();
+            let client = |it: u64| {
+                let shard = Shard::all().swap_remove(it as usize % 2);
+                shard.spawn_with(move || ask(server, 200 + it as usize * 100))
+            };
+            let clients: Vec<_> = (0..4).map(client).collect();
+            let mut outcomes = Vec::new();
+            for client in clients {
+                outcomes.push(client.await.unwrap());
+            }
+            outcomes
+        });
+        for outcome in outcomes {
+            match outcome {
+                Ok(()) => whole += 1,
+                Err(error) => {
+                    broken += 1;
+                    kinds.insert(format!("{:?}", error.kind()));
+                }
+            }
+        }
+    }
+    assert!(whole > 30 && broken > 30, "{whole} and {broken}");
+    let expected = ["BrokenPipe", "ConnectionRefused", "ConnectionReset", "UnexpectedEof"];
+    assert!(kinds.iter().all(|kind| expected.contains(&kind.as_str())), "{kinds:?}");
+    assert!(kinds.contains("ConnectionRefused") && kinds.contains("ConnectionReset"), "{kinds:?}");
+}
+
+#[test]
+fn addresses_ports_and_ends_are_those_of_tcp() {
+    epoll(1).run(|| async {
+        let first = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        assert_ne!(port, 0);
+        let taken = TcpListener::bind(("0.0.0.0", port)).await.unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let (mut served, peer) = first.accept().await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert_eq!(served.local_addr().unwrap(), client.peer_addr().unwrap());
+        assert!(client.nodelay().unwrap());
+
+        // What was sent before the end comes before it, and the other direction goes on.
+        client.write_all(b"last").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut buffer = [0; 8];
+        served.read_exact(&mut buffer[..4]).await.unwrap();
+        assert_eq!(served.read(&mut buffer).await.unwrap(), 0);
+        served.write_all(b"answer").await.unwrap();
+        drop(served);
+        client.read_exact(&mut buffer[..6]).await.unwrap();
+        assert_eq!(client.read(&mut buffer).await.unwrap(), 0);
+
+        // A close with bytes unread is a reset.
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let (served, _) = first.accept().await.unwrap();
+        client.write_all(b"unread").await.unwrap();
+        client.flush().await.unwrap();
+        time::sleep(Duration::from_secs(1)).await;
+        drop(served);
+        let reset = client.read(&mut buffer).await.unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
+
+        // The port is free as soon as the listener is gone.
+        drop(first);
+        let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+    });
 }

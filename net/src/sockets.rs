@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use annulus_runtime::io::simulated;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -63,12 +64,40 @@ pub(crate) fn connect(fd: &impl AsFd, address: &SockAddr) -> io::Result<()> {
     simulated.unwrap_or_else(|| SockRef::from(fd).connect(address))
 }
 
-/// Sets `TCP_NODELAY`, which simulated connections always have.
-pub(crate) fn set_nodelay(fd: &impl AsFd, nodelay: bool) -> io::Result<()> {
-    if simulated::is_simulated(fd.as_fd()) {
-        return Ok(());
+pub(crate) fn nodelay(fd: &impl AsFd) -> io::Result<bool> {
+    match simulated::options(fd.as_fd(), |_| {}) {
+        Some(options) => Ok(options?.nodelay),
+        None => SockRef::from(fd).tcp_nodelay(),
     }
-    SockRef::from(fd).set_tcp_nodelay(nodelay)
+}
+
+pub(crate) fn set_nodelay(fd: &impl AsFd, nodelay: bool) -> io::Result<()> {
+    match simulated::options(fd.as_fd(), |options| options.nodelay = nodelay) {
+        Some(options) => options.map(drop),
+        None => SockRef::from(fd).set_tcp_nodelay(nodelay),
+    }
+}
+
+pub(crate) fn ttl(fd: &impl AsFd) -> io::Result<u32> {
+    match simulated::options(fd.as_fd(), |_| {}) {
+        Some(options) => Ok(options?.ttl),
+        None => SockRef::from(fd).ttl_v4(),
+    }
+}
+
+pub(crate) fn set_ttl(fd: &impl AsFd, ttl: u32) -> io::Result<()> {
+    match simulated::options(fd.as_fd(), |options| options.ttl = ttl) {
+        Some(options) => options.map(drop),
+        None => SockRef::from(fd).set_ttl_v4(ttl),
+    }
+}
+
+/// Sets `SO_LINGER`. The descriptor of a simulated socket keeps it, and its network is told.
+pub(crate) fn set_linger(fd: &impl AsFd, linger: Option<Duration>) -> io::Result<()> {
+    SockRef::from(fd).set_linger(linger)?;
+    let abortive = linger.is_some_and(|time| time.is_zero());
+    let told = simulated::options(fd.as_fd(), |options| options.abortive = abortive);
+    told.map_or(Ok(()), |options| options.map(drop))
 }
 
 pub(crate) fn local_address(fd: &impl AsFd) -> io::Result<SocketAddr> {

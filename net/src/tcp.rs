@@ -118,7 +118,7 @@ impl Stream<Tcp> {
     ///
     /// On another shard than the stream's.
     pub fn nodelay(&self) -> io::Result<bool> {
-        self.connection()?.socket().tcp_nodelay()
+        sockets::nodelay(&**self.connection()?.fd())
     }
 
     /// Switches `TCP_NODELAY`.
@@ -140,7 +140,7 @@ impl Stream<Tcp> {
     ///
     /// On another shard than the stream's.
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.connection()?.socket().set_tcp_nodelay(nodelay)
+        sockets::set_nodelay(&**self.connection()?.fd(), nodelay)
     }
 
     /// How many routers a packet may pass (`IP_TTL`, ip(7)).
@@ -151,7 +151,7 @@ impl Stream<Tcp> {
     ///
     /// On another shard than the stream's.
     pub fn ttl(&self) -> io::Result<u32> {
-        self.connection()?.socket().ttl_v4()
+        sockets::ttl(&**self.connection()?.fd())
     }
 
     /// Sets `IP_TTL`.
@@ -172,7 +172,7 @@ impl Stream<Tcp> {
     ///
     /// On another shard than the stream's.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        self.connection()?.socket().set_ttl_v4(ttl)
+        sockets::set_ttl(&**self.connection()?.fd(), ttl)
     }
 }
 

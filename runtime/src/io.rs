@@ -304,6 +304,7 @@ fn call<T: Operation>(mut operation: T) -> T::Output {
 #[doc(hidden)]
 pub mod simulated {
     pub use crate::sim::calls::{
-        bind, connect, is_simulated, listen, local_address, peer_address, share_address, socket,
+        Options, bind, connect, is_simulated, listen, local_address, options, peer_address,
+        share_address, socket,
     };
 }

@@ -18,6 +18,9 @@ pub(crate) fn is_here() -> bool {
     false
 }
 
+#[inline(always)]
+pub(crate) fn pause() {}
+
 /// A seat that there is none of.
 #[derive(Clone)]
 pub(crate) struct Place(Infallible);
@@ -92,6 +95,26 @@ pub(crate) mod calls {
     /// Nothing is simulated.
     #[inline(always)]
     pub fn peer_address(_fd: BorrowedFd<'_>) -> Option<io::Result<SocketAddr>> {
+        None
+    }
+
+    /// What can be set.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Options {
+        /// `TCP_NODELAY`.
+        pub nodelay: bool,
+        /// `IP_TTL`.
+        pub ttl: u32,
+        /// `SO_LINGER` of zero.
+        pub abortive: bool,
+    }
+
+    /// Nothing is simulated.
+    #[inline(always)]
+    pub fn options(
+        _fd: BorrowedFd<'_>,
+        _change: impl FnOnce(&mut Options),
+    ) -> Option<io::Result<Options>> {
         None
     }
 

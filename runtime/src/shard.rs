@@ -28,6 +28,7 @@ use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardI
 use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::meter::Meter;
 use crate::resident::Residents;
+use crate::sim;
 use crate::stall::{RestAtEnd, Watch, Watched};
 use crate::sync::Arc;
 use crate::sys::{self, EventFd};
@@ -270,6 +271,8 @@ impl Shard {
     }
 
     fn wait_at_most(&self, left: Option<Duration>) -> Wait {
+        // Mail that comes from here on is what the sleep flag is about.
+        sim::pause();
         if self.mailbox.prepare_sleep() { Wait::AtMost(left) } else { Wait::No }
     }
 

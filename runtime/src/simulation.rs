@@ -23,12 +23,17 @@ pub struct Simulation {
     shards: u32,
     driver: Driver,
     faults: Faults,
+    turns_max: u64,
 }
+
+/// Some minutes of a real clock.
+const TURNS_MAX: u64 = 10_000_000;
 
 impl Simulation {
     /// The world of this seed, with one shard and [ordinary faults](Faults::ordinary).
     pub fn new(seed: u64) -> Simulation {
-        Simulation { seed, shards: 1, driver: Driver::Auto, faults: Faults::ordinary() }
+        let (driver, faults) = (Driver::Auto, Faults::ordinary());
+        Simulation { seed, shards: 1, driver, faults, turns_max: TURNS_MAX }
     }
 
     /// How many shards the program has. Default 1.
@@ -49,6 +54,18 @@ impl Simulation {
         self
     }
 
+    /// How many turns of shards a run may have: one that takes more does not end, and is a failure.
+    /// Default ten million, which are minutes.
+    ///
+    /// # Panics
+    ///
+    /// If that is zero.
+    pub fn turns_max(mut self, turns: u64) -> Simulation {
+        assert!(turns > 0, "a run has a turn at least");
+        self.turns_max = turns;
+        self
+    }
+
     /// Runs the program until its future is ready.
     #[track_caller]
     pub fn run<F, Fut>(self, program: F) -> Fut::Output
@@ -66,7 +83,7 @@ impl Simulation {
         F: FnOnce() -> Fut,
         Fut: Future,
     {
-        let world = World::new(self.seed, self.faults);
+        let world = World::new(self.seed, self.faults, self.turns_max);
         let config = self.config(&world);
         let taken = world.expect(0).take();
         let outcome = live(config, program);

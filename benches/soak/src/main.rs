@@ -1,6 +1,6 @@
 //! `soak MINUTES [uring|epoll|both]`: servers on annulus under churn, slow peers, resets,
-//! half-closes, dropped futures, moves, aborts and panics, on both drivers at once, each in a process
-//! of its own beside its load. Told every ten seconds; a table at the end; fails on wrong bytes, on
+//! half-closes, dropped futures, moves, aborts and panics, on both drivers at once, each in a
+//! process of its own beside its load. Told every ten seconds; a table at the end; fails on wrong bytes, on
 //! descriptors that are left, and on memory that grows.
 
 mod keyed;
@@ -21,8 +21,8 @@ use annulus::Driver;
 use bench_support::children::{Failure, LOAD_ROLE, SERVER_ROLE, refuse, take_place};
 use bench_support::{options, process};
 
-/// So that connections are in each state at any time, and two cores are not full: on loopback a port
-/// of a connection that has ended is free again after a second.
+/// So that connections are in each state at any time, and two cores are not full: on loopback a
+/// port of a connection that has ended is free again after a second.
 const CONNECTIONS_PER_SECOND: u64 = 400;
 const MINUTES_MAX: f64 = 7.0 * 24.0 * 60.0;
 const USAGE: &str = "soak MINUTES [uring|epoll|both]";

@@ -34,7 +34,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use annulus_runtime::buf::Lease;
-use annulus_runtime::io::{Fd, Homed, set_nonblocking};
+use annulus_runtime::io::{Fd, Homed, set_nonblocking, take_socket_error};
 use socket2::SockRef;
 
 pub(crate) use self::connection::Connection;
@@ -45,6 +45,7 @@ pub use self::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, Wri
 pub use self::zero_copy::ZeroCopy;
 use crate::family::Family;
 use crate::memory::memory_of;
+use crate::sockets;
 
 /// A connection: [`TcpStream`](crate::TcpStream) or [`UnixStream`](crate::UnixStream).
 ///
@@ -443,7 +444,7 @@ impl<F: Family> Stream<F> {
     /// On another shard than the stream's.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         let connection = self.state.get()?;
-        connection.socket().set_linger(linger)?;
+        sockets::set_linger(&**connection.fd(), linger)?;
         if F::LINGERS {
             connection.note_linger(linger);
         }
@@ -464,7 +465,7 @@ impl<F: Family> Stream<F> {
     ///
     /// On another shard than the stream's.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.state.get()?.socket().take_error()
+        Ok(take_socket_error(self.state.get()?.fd().as_fd()).err())
     }
 
     fn shutdown_when_sent(&self) {

@@ -7,8 +7,10 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::dice::mix;
+pub use super::network::Options;
 use super::network::errno;
-use super::world::{Call, World};
+use super::trace::Call;
+use super::world::World;
 
 /// A new TCP socket.
 pub fn socket() -> Option<io::Result<OwnedFd>> {
@@ -55,6 +57,19 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> Option<io::Result<SocketAddr>> {
 /// True for a simulated socket, whose options are accepted and do nothing.
 pub fn is_simulated(fd: BorrowedFd<'_>) -> bool {
     World::current().is_some_and(|world| world.finds(fd))
+}
+
+/// The options of a socket, changed or only looked at.
+pub fn options(
+    fd: BorrowedFd<'_>,
+    change: impl FnOnce(&mut Options),
+) -> Option<io::Result<Options>> {
+    let weigh = |options: &Options| u64::from(options.ttl);
+    World::current()?.on_socket(fd, Call::Options, weigh, |network, _, id| {
+        let options = network.options(id)?;
+        change(options);
+        Ok(*options)
+    })
 }
 
 pub(crate) fn accept(fd: BorrowedFd<'_>) -> Option<io::Result<OwnedFd>> {

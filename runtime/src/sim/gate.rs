@@ -5,8 +5,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::line::Watch;
-use super::network::{Moment, Network, SocketId, errno};
-use super::world::{Call, Event, State, World};
+use super::moment::Moment;
+use super::network::{Network, SocketId, errno};
+use super::trace::{Call, Event};
+use super::world::{State, World};
 use crate::sys::EpollEvent;
 
 impl World {

@@ -7,7 +7,8 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::network::{Moment, SocketId, errno};
+use super::moment::Moment;
+use super::network::{SocketId, errno};
 
 /// What may be sent and not yet read, where nothing is made difficult.
 const WINDOW_BYTES: usize = 256 * 1024;

@@ -6,8 +6,8 @@
 //!
 //! What is simulated is the network of TCP, in memory (`network`, `line`), and the waiting of the
 //! drivers. A simulated socket has a descriptor that is good for being closed and for generic
-//! options, and no more (`handles`): bytes, connections, resets and their latencies are the world's.
-//! So who has a descriptor in hand, a driver too, calls `sys::{recv, receive, recv_message, send,
+//! options, and no more (`handles`): bytes, connections, resets and latencies are the world's. So
+//! who has a descriptor in hand, a driver too, calls `sys::{recv, receive, recv_message, send,
 //! send_vectored, accept, shutdown, take_socket_error}` and never the C library; for a connect and
 //! for poll(2) it asks [`calls::connect`] and [`calls::poll`] first. They answer for simulated
 //! sockets, and the system call is made on every other descriptor. None of them waits. What is on
@@ -21,8 +21,10 @@ mod faults;
 mod gate;
 mod handles;
 mod line;
+mod moment;
 mod network;
 mod report;
+mod trace;
 mod watches;
 mod world;
 
@@ -48,6 +50,14 @@ pub(crate) fn nanoseconds() -> Option<u64> {
 #[inline]
 pub(crate) fn is_here() -> bool {
     World::current().is_some()
+}
+
+/// Lets other shards run here, where a real machine might.
+#[inline]
+pub(crate) fn pause() {
+    if let Some(world) = World::current() {
+        world.pause();
+    }
 }
 
 /// Keeps a seat for the thread of a shard that is about to be made.

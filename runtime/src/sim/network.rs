@@ -19,8 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::dice::Dice;
-use super::faults::Faults;
 use super::line::{Line, Watch};
+use super::moment::Moment;
 
 /// Where the ports begin that nobody asked for by number.
 const EPHEMERAL_PORT_MIN: u16 = 49_152;
@@ -29,13 +29,6 @@ const EPHEMERAL_PORT_MIN: u16 = 49_152;
 const REQUEST_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) type SocketId = u64;
-
-/// Now, and what is drawn from.
-pub(super) struct Moment<'a> {
-    pub(super) now: Duration,
-    pub(super) dice: &'a mut Dice,
-    pub(super) faults: &'a Faults,
-}
 
 #[derive(Default)]
 pub(super) struct Network {
@@ -63,8 +56,26 @@ pub(super) struct Socket {
     bound: Option<SocketAddr>,
     /// Others may have the same address, if they say so too (`SO_REUSEPORT`).
     shares_address: bool,
+    options: Options,
     role: Role,
     pub(super) watches: Vec<Watch>,
+}
+
+/// What can be set and does nothing here, but for the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// `TCP_NODELAY`.
+    pub nodelay: bool,
+    /// `IP_TTL`.
+    pub ttl: u32,
+    /// A close resets the connection (`SO_LINGER` of zero).
+    pub abortive: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { nodelay: true, ttl: 64, abortive: false }
+    }
 }
 
 enum Role {
@@ -99,7 +110,8 @@ impl Network {
     fn insert(&mut self, role: Role, bound: Option<SocketAddr>) -> SocketId {
         let id = self.next_socket;
         self.next_socket += 1;
-        let socket = Socket { bound, shares_address: false, role, watches: Vec::new() };
+        let options = Options::default();
+        let socket = Socket { bound, shares_address: false, options, role, watches: Vec::new() };
         self.sockets.insert(id, socket);
         id
     }
@@ -334,7 +346,7 @@ impl Network {
             }
             Role::Connected(mut line) if !line.is_dead() => {
                 let (to, due) = (line.peer, line.due_after(moment.now + moment.latency()));
-                if line.has_unread() {
+                if line.has_unread() || socket.options.abortive {
                     self.send_off(due, Delivery::Reset { to });
                 } else if !line.shut {
                     self.send_off(due, Delivery::End { to });
@@ -365,6 +377,10 @@ impl Network {
             Some(Role::Connected(line)) if !line.is_dead() => Ok(line.remote),
             _ => Err(errno(libc::ENOTCONN)),
         }
+    }
+
+    pub(super) fn options(&mut self, id: SocketId) -> io::Result<&mut Options> {
+        Ok(&mut self.socket(id)?.options)
     }
 
     fn socket(&mut self, id: SocketId) -> io::Result<&mut Socket> {
@@ -548,15 +564,6 @@ impl Socket {
             Role::Connecting { .. } => format!("{bound} was refused"),
             Role::Connected(line) => format!("{bound} with {line}"),
         }
-    }
-}
-
-impl Moment<'_> {
-    /// How long something is on its way.
-    pub(super) fn latency(&mut self) -> Duration {
-        let Faults { latency_min, latency_max, .. } = *self.faults;
-        let range = (latency_max - latency_min).as_nanos() as u64;
-        latency_min + Duration::from_nanos(self.dice.below(range.saturating_add(1)))
     }
 }
 

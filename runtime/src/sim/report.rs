@@ -13,6 +13,8 @@ pub struct Report {
     pub fingerprint: u64,
     /// How long it has taken, by the clock of the simulation.
     pub elapsed: Duration,
+    /// How often a shard had its turn.
+    pub turns: u64,
     /// Connections that were made.
     pub connections: u64,
     /// Connections that were refused.
@@ -31,8 +33,9 @@ impl World {
         state.take_closed();
         let figures = state.network.figures;
         Report {
-            fingerprint: state.fingerprint,
+            fingerprint: state.trace.fingerprint,
             elapsed: state.now,
+            turns: state.turns,
             connections: figures.connections,
             refusals: figures.refusals,
             resets: figures.resets,

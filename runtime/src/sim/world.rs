@@ -13,10 +13,11 @@ use std::fmt::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::dice::{Dice, mix};
+use super::dice::Dice;
 use super::faults::Faults;
 use super::handles::Handles;
 use super::network::Network;
+use super::trace::{Event, Trace};
 use crate::sys::EpollEvent;
 
 /// After so many turns in which the clock stood still it moves all the same, so that a task that
@@ -48,7 +49,10 @@ pub(super) struct State {
     /// Who has the baton.
     running: Option<SeatId>,
     turns_at_this_time: u32,
-    pub(super) fingerprint: u64,
+    /// How many turns there were, and how many there may be.
+    pub(super) turns: u64,
+    turns_max: u64,
+    pub(super) trace: Trace,
     /// What everybody waited for when nothing could happen any more.
     standstill: Option<Arc<str>>,
 }
@@ -86,7 +90,8 @@ pub(crate) struct Place {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, faults: Faults) -> Arc<World> {
+    /// A world that ends after so many turns.
+    pub(crate) fn new(seed: u64, faults: Faults, turns_max: u64) -> Arc<World> {
         Arc::new(World {
             seed,
             faults,
@@ -102,7 +107,9 @@ impl World {
                 next_seat: 0,
                 running: None,
                 turns_at_this_time: 0,
-                fingerprint: mix(seed),
+                turns: 0,
+                turns_max,
+                trace: Trace::new(seed),
                 standstill: None,
             }),
         })
@@ -291,58 +298,13 @@ impl Drop for Aside {
     }
 }
 
-/// What goes into the fingerprint.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Event {
-    Expect,
-    Leave,
-    Turn,
-    Clock,
-    Observed,
-    Closed,
-    Told,
-    Called(Call),
-}
-
-/// A call that was answered.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Call {
-    Bind,
-    Listen,
-    Connect,
-    Accept,
-    Address,
-    Receive,
-    Send,
-    Shutdown,
-    TakeError,
-    Poll,
-}
-
-impl Event {
-    fn number(self) -> u64 {
-        match self {
-            Event::Expect => 1,
-            Event::Leave => 2,
-            Event::Turn => 3,
-            Event::Clock => 4,
-            Event::Observed => 5,
-            Event::Closed => 6,
-            Event::Told => 7,
-            Event::Called(call) => 32 + call as u64,
-        }
-    }
-}
-
 impl State {
     fn seat(&mut self, seat: SeatId) -> &mut Seat {
         self.seats.get_mut(&seat).expect("a seat that is taken is there")
     }
 
     pub(super) fn note(&mut self, event: Event, what: u64, how_much: u64) {
-        for word in [event.number(), what, how_much] {
-            self.fingerprint = mix(self.fingerprint ^ word).wrapping_add(word);
-        }
+        self.trace.note(self.now, event, what, how_much);
     }
 
     pub(super) fn wake_all(&mut self) {
@@ -374,6 +336,10 @@ impl State {
         self.running = Some(id);
         self.note(Event::Turn, id, count as u64);
         self.keep_time_moving();
+        self.turns += 1;
+        if self.turns % self.turns_max == 0 {
+            self.end_with(format!("the simulated program did not end within {} turns", self.turns));
+        }
     }
 
     fn anybody_is_ready(&self) -> bool {
@@ -423,7 +389,13 @@ impl State {
             // Writing to a string cannot fail.
             let _infallible = write!(text, "\n  shard {} waits for ever", seat.shard);
         }
+        self.end_with(text);
+    }
+
+    /// Has the shard that was there first panic when it has the baton.
+    fn end_with(&mut self, mut text: String) {
         for socket in self.network.describe() {
+            // Writing to a string cannot fail.
             let _infallible = write!(text, "\n  {socket}");
         }
         self.standstill.get_or_insert(text.into());
@@ -447,7 +419,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn alone(seed: u64) -> (Arc<World>, Taken) {
-        let world = World::new(seed, Faults::none());
+        let world = World::new(seed, Faults::none(), 1_000_000);
         let taken = world.expect(0).take();
         (world, taken)
     }
@@ -506,7 +478,7 @@ mod tests {
         work(0, &world, &log);
         drop(taken);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        (Arc::into_inner(log).unwrap().into_inner().unwrap(), world.lock().fingerprint)
+        (Arc::into_inner(log).unwrap().into_inner().unwrap(), world.lock().trace.fingerprint)
     }
 
     #[test]
