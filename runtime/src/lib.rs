@@ -32,6 +32,7 @@ mod op;
 mod receive;
 mod resident;
 mod resident_key;
+mod ring;
 mod runtime;
 mod shard;
 mod shards;

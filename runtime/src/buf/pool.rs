@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crossbeam_queue::SegQueue;
-use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
 use super::lease::Lease;
 use crate::fork::Process;
+use crate::ring::Submitter;
 use crate::sys::Mapping;
 
 /// The buffer group of what streams receive.

@@ -23,6 +23,7 @@ use super::operation::Completion;
 use super::refusal::{Refusal, Stage};
 use crate::buf::{GROUP, Pool};
 use crate::config::Config;
+use crate::ring::{self, Trial};
 
 /// The smallest ring worth having; below it the limit on locked memory sends us to epoll.
 const RING_ENTRIES_MIN: u32 = 64;
@@ -34,7 +35,7 @@ const LATE_RETURN: Duration = Duration::from_millis(30);
 
 /// A ring that is ready to be driven.
 pub(crate) struct Ring {
-    pub(crate) ring: IoUring,
+    pub(crate) ring: ring::Ring,
     pub(crate) pool: Rc<Pool>,
     without_array: bool,
 }
@@ -49,36 +50,44 @@ pub(crate) enum NoRing {
 /// What the trial found. One answer for the process, so that all its shards agree.
 static TRIAL: OnceLock<Result<Trial, Refusal>> = OnceLock::new();
 
-#[derive(Clone, Copy)]
-struct Trial {
-    quiet_sends: bool,
-    zero_copy_sends: bool,
-    bounded_receives: bool,
+/// Whether this is known of the kernel. Decided with the first ring.
+#[inline]
+fn is_known(says: impl Fn(&Trial) -> bool) -> bool {
+    match ring::foreseen() {
+        Some(trial) => says(&trial),
+        None => matches!(TRIAL.get(), Some(Ok(trial)) if says(trial)),
+    }
 }
 
-/// True if a send can be told to report failures only. Decided with the first ring.
+/// True if a send can be told to report failures only.
 pub(crate) fn quiet_sends() -> bool {
-    matches!(TRIAL.get(), Some(Ok(Trial { quiet_sends: true, .. })))
+    is_known(|trial| trial.quiet_sends)
 }
 
-/// True if the kernel has sends that do not copy. Decided with the first ring.
+/// True if the kernel has sends that do not copy.
 pub(crate) fn zero_copy_sends() -> bool {
-    matches!(TRIAL.get(), Some(Ok(Trial { zero_copy_sends: true, .. })))
+    is_known(|trial| trial.zero_copy_sends)
 }
 
 /// A receive into the pool that stays armed until it has brought so many bytes; without end where
 /// the kernel cannot count. What crosses the bound is not cut.
 pub(crate) fn multishot_receive(fd: RawFd, bytes_max: u32) -> squeue::Entry {
-    let bounded = matches!(TRIAL.get(), Some(Ok(Trial { bounded_receives: true, .. })));
-    if bounded { bounded_receive(fd, bytes_max) } else { unbounded_receive(fd) }
+    if is_known(|trial| trial.bounded_receives) {
+        bounded_receive(fd, bytes_max)
+    } else {
+        unbounded_receive(fd)
+    }
 }
 
 /// Makes a ring of the configured size, or a smaller one where locked memory is short.
 pub(crate) fn make_ring(config: &Config) -> Result<Ring, NoRing> {
+    let mut sizes = Sizes::of(config);
+    if let Some(made) = sizes.simulate() {
+        return made.map_err(NoRing::Io);
+    }
     if let Some(Err(refusal)) = TRIAL.get() {
         return Err(NoRing::Refused(refusal.clone()));
     }
-    let mut sizes = Sizes::of(config);
     let mut late_returns_left = LATE_RETURNS_MAX;
     let mut ring = loop {
         match sizes.build() {
@@ -165,10 +174,23 @@ impl Sizes {
         };
         let ring = ring.map_err(|error| (Stage::Setup, error))?;
         check_features(&ring)?;
-        let (buffers, bytes_each) = (self.buffers, self.buffer_bytes);
-        let pool = Pool::registered(&ring.submitter(), GROUP, buffers, bytes_each)
-            .map_err(|error| (Stage::Register, error))?;
+        let ring = ring::of_kernel(ring);
+        let pool = self.register(&ring).map_err(|error| (Stage::Register, error))?;
         Ok(Ring { ring, pool, without_array })
+    }
+
+    /// The ring of the simulation that this thread lives in, if it does. Nothing is to be found out
+    /// of that by trying.
+    fn simulate(&self) -> Option<io::Result<Ring>> {
+        let made = ring::simulated(self.entries, self.completions)?;
+        Some(made.and_then(|ring| {
+            let pool = self.register(&ring)?;
+            Ok(Ring { ring, pool, without_array: true })
+        }))
+    }
+
+    fn register(&self, ring: &ring::Ring) -> io::Result<Rc<Pool>> {
+        Pool::registered(&ring.submitter(), GROUP, self.buffers, self.buffer_bytes)
     }
 
     fn setup(&self, without_array: bool) -> io::Result<IoUring> {

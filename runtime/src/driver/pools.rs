@@ -3,10 +3,9 @@
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-use io_uring::Submitter;
-
 use crate::buf::{DATAGRAM_GROUP, Pool};
 use crate::config::{DATAGRAM_BUFFER_BYTES, DATAGRAM_BUFFERS};
+use crate::ring::Submitter;
 
 pub(super) struct Pools {
     streams: Rc<Pool>,

@@ -22,7 +22,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use io_uring::types::{self, CancelBuilder, SubmitArgs};
-use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use io_uring::{EnterFlags, opcode, squeue};
 
 use super::features::{Ring, quiet_sends, zero_copy_sends};
 use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
@@ -34,7 +34,7 @@ use crate::buf::{Pool, Spare};
 use crate::contain::contain;
 use crate::fd::Fd;
 use crate::resident_key::ResidentKey;
-use crate::sys;
+use crate::{ring, sys};
 
 /// Enters in a row that may fail for want of kernel memory before the failure surfaces.
 const FAILURES_MAX: u32 = 1000;
@@ -51,7 +51,7 @@ pub(crate) struct Uring {
 }
 
 struct Inner {
-    ring: IoUring,
+    ring: ring::Ring,
     slots: Slots,
     /// Entries that found the queue full and could not be submitted at once.
     backlog: VecDeque<Entry>,

@@ -115,7 +115,6 @@ pub(crate) fn take_error(fd: BorrowedFd<'_>) -> Option<io::Result<()>> {
 }
 
 /// What poll(2) would tell.
-#[expect(dead_code, reason = "the simulated ring is to ask")]
 pub(crate) fn poll(fd: BorrowedFd<'_>) -> Option<u32> {
     let events = World::current()?.on_socket(
         fd,

@@ -76,6 +76,40 @@ impl World {
         true
     }
 
+    /// Has somebody told of what happens to a socket who watches no other. `None` if it is not
+    /// simulated.
+    pub(super) fn watch_alone(&self, fd: BorrowedFd<'_>, events: u32) -> Option<u64> {
+        let mut state = self.lock();
+        let id = state.handles.find(fd)?;
+        state.lone_watches += 1;
+        // Never a seat's number.
+        let instance = u64::MAX - state.lone_watches;
+        state.network.watch(id, Watch { instance, token: 0, events, pending: true });
+        Some(instance)
+    }
+
+    /// What such a one is to be told: nothing, or how things stand.
+    pub(super) fn pending_alone(&self, fd: BorrowedFd<'_>, instance: u64) -> u32 {
+        let state = self.lock();
+        state.handles.find(fd).map_or(0, |id| state.network.pending_of(id, instance))
+    }
+
+    /// It has been told.
+    pub(super) fn told_alone(&self, fd: BorrowedFd<'_>, instance: u64) {
+        let mut state = self.lock();
+        if let Some(id) = state.handles.find(fd) {
+            state.network.told(id, instance);
+        }
+    }
+
+    /// It watches no more.
+    pub(super) fn forget_alone(&self, fd: BorrowedFd<'_>, instance: u64) {
+        let mut state = self.lock();
+        if let Some(id) = state.handles.find(fd) {
+            state.network.forget_watch(id, instance);
+        }
+    }
+
     /// Takes in what the kernel has told, and draws what this shard is told now of all there is. If
     /// it waits, and anything is to be told, that is something.
     pub(super) fn choose_events(&self, real: Vec<EpollEvent>, waits: bool) -> Vec<EpollEvent> {

@@ -24,6 +24,7 @@ mod line;
 mod moment;
 mod network;
 mod report;
+pub(crate) mod ring;
 mod trace;
 mod watches;
 mod world;

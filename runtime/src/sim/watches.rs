@@ -42,6 +42,14 @@ impl Network {
         pending
     }
 
+    /// What a watcher of this socket alone is to be told.
+    pub(super) fn pending_of(&self, id: SocketId, instance: u64) -> u32 {
+        let Some(socket) = self.sockets.get(&id) else { return 0 };
+        let always = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+        let own = socket.watches.iter().filter(|it| it.pending && it.instance == instance);
+        own.fold(0, |told, watch| told | socket.events() & (watch.events | always))
+    }
+
     /// It has been told.
     pub(super) fn told(&mut self, id: SocketId, instance: u64) {
         for watch in self.sockets.get_mut(&id).into_iter().flat_map(|it| &mut it.watches) {

@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) handles: Handles,
     /// What a shard is told later.
     pub(super) held: BTreeMap<SeatId, Vec<EpollEvent>>,
+    /// How many watches there have been that are no epoll instance's.
+    pub(super) lone_watches: u64,
     seats: BTreeMap<SeatId, Seat>,
     next_seat: SeatId,
     /// Who has the baton.
@@ -103,6 +105,7 @@ impl World {
                 network: Network::default(),
                 handles: Handles::default(),
                 held: BTreeMap::new(),
+                lone_watches: 0,
                 seats: BTreeMap::new(),
                 next_seat: 0,
                 running: None,
@@ -167,7 +170,6 @@ impl World {
     }
 
     /// Something happened that others might see: those who are parked look again.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the simulated ring is to say so"))]
     pub(crate) fn progressed(&self) {
         self.lock().wake_all();
     }
