@@ -24,3 +24,6 @@ struct Operations;
 
 #[doc = include_str!("../docs/guide/other-crates.md")]
 struct OtherCrates;
+
+#[doc = include_str!("../docs/guide/simulation.md")]
+struct Simulation;

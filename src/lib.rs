@@ -56,6 +56,7 @@
 //! - `bytes`: `Bytes` and `BytesMut` as buffers that are given and come back.
 //! - `tower`, `http2`: `hyper::serve`, for axum's routers and other services, on every shard.
 //! - `sync`: tokio's channels and locks, which know no runtime, as `annulus::sync`.
+//! - `sim`: programs in a simulated world that a seed gives, for tests, as `annulus::sim`.
 //! - `tokio-context`: crates that insist on tokio's reactor, such as reqwest and sqlx.
 //!
 //! # Dropping futures

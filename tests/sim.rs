@@ -40,17 +40,23 @@ async fn ask(server: std::net::SocketAddr, length: usize) -> io::Result<()> {
     assert_eq!(stream.peer_addr()?, server);
     let sent: Vec<u8> = (0..length).map(|at| at as u8).collect();
     stream.write_all(&sent).await?;
-    stream.flush().await?;
+    // The end may arrive together with the last bytes, or long after them.
+    let ends_early = sim::random(2) == 0;
+    if ends_early {
+        stream.shutdown().await?;
+    }
     let mut received = vec![0; length];
     stream.read_exact(&mut received).await?;
     assert_eq!(received, sent);
-    stream.shutdown().await?;
+    if !ends_early {
+        stream.shutdown().await?;
+    }
     assert_eq!(stream.read(&mut received).await?, 0);
     Ok(())
 }
 
-fn echoes(seed: u64, faults: Faults) -> Report {
-    let simulation = Simulation::new(seed).driver(Driver::Epoll).faults(faults);
+fn echoes(simulation: Simulation, faults: Faults) -> Report {
+    let simulation = simulation.faults(faults);
     let program = || async {
         let server = serve_echo().await.unwrap();
         let clients: Vec<_> = (1..6).map(|it| annulus::spawn(ask(server, it * 300))).collect();
@@ -63,19 +69,25 @@ fn echoes(seed: u64, faults: Faults) -> Report {
     report
 }
 
+const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
+
 #[test]
 fn a_server_and_its_clients_meet_in_memory() {
-    for seed in 0..20 {
-        let report = echoes(seed, Faults::none());
-        assert_eq!((report.connections, report.left_open), (5, 0), "{report:?}");
-        assert_eq!(report.elapsed, Duration::from_secs(3600));
-        let report = echoes(seed, Faults::ordinary());
-        assert_eq!((report.connections, report.left_open), (5, 0), "{report:?}");
+    for driver in DRIVERS {
+        sim::each_seed(0..20, |simulation| {
+            let simulation = simulation.driver(driver);
+            let report = echoes(simulation.clone(), Faults::none());
+            assert_eq!((report.connections, report.left_open), (5, 0), "{report:?}");
+            assert_eq!(report.elapsed, Duration::from_secs(3600));
+            let report = echoes(simulation, Faults::ordinary());
+            assert_eq!((report.connections, report.left_open), (5, 0), "{report:?}");
+        });
     }
 }
 
-fn epoll(seed: u64) -> Simulation {
-    Simulation::new(seed).driver(Driver::Epoll)
+/// The simulation of a seed, on each driver.
+fn each_driver(seed: u64) -> impl Iterator<Item = Simulation> {
+    DRIVERS.into_iter().map(move |driver| Simulation::new(seed).driver(driver))
 }
 
 /// A program that uses what there is: shards, mail, timers, streams that move, blocking work.
@@ -116,34 +128,37 @@ async fn everything() {
 
 #[test]
 fn shards_take_turns_and_nothing_is_lost_between_them() {
-    sim::each_seed(0..30, |simulation| {
-        let simulation = simulation.driver(Driver::Epoll).shards(3);
-        let ((), report) = simulation.run_and_report(everything);
-        assert_eq!((report.connections, report.left_open), (9, 0), "{report:?}");
-    });
+    for driver in DRIVERS {
+        sim::each_seed(0..30, |simulation| {
+            let ((), report) = simulation.driver(driver).shards(3).run_and_report(everything);
+            assert_eq!((report.connections, report.left_open), (9, 0), "{report:?}");
+        });
+    }
 }
 
 #[test]
 fn a_seed_gives_one_run() {
     let mut prints = BTreeSet::new();
     for seed in 0..10 {
-        let run = || epoll(seed).shards(3).run_and_report(everything).1;
-        let report = run();
-        assert_eq!(report, run(), "seed {seed}");
-        prints.insert(report.fingerprint);
+        for simulation in each_driver(seed) {
+            let run = || simulation.clone().shards(3).run_and_report(everything).1;
+            let report = run();
+            assert_eq!(report, run(), "seed {seed}");
+            prints.insert(report.fingerprint);
+        }
     }
-    assert_eq!(prints.len(), 10);
+    assert_eq!(prints.len(), 20);
 }
 
 #[test]
 fn a_seed_gives_the_same_run_in_another_process() {
     const ASKED: &str = "ANNULUS_TEST_PRINT";
-    let run = || epoll(7).shards(3).run_and_report(everything).1;
+    let run = |it: Simulation| it.shards(3).run_and_report(everything).1;
+    let own = format!("reports: {:?}", each_driver(7).map(run).collect::<Vec<_>>());
     if env::var_os(ASKED).is_some() {
-        println!("report: {:?}", run());
+        println!("{own}");
         return;
     }
-    let own = format!("report: {:?}", run());
     let test = "a_seed_gives_the_same_run_in_another_process";
     let mut other = Command::new(env::current_exe().unwrap());
     let other = other.args(["--exact", test, "--nocapture"]).env(ASKED, "1").output().unwrap();
@@ -163,9 +178,9 @@ fn fails(run: impl FnOnce()) -> String {
 
 #[test]
 fn a_program_that_waits_for_ever_is_told_so_at_once() {
-    for shards in [1, 3] {
+    for (shards, simulation) in [1, 3, 1, 3].into_iter().zip(each_driver(1).chain(each_driver(2))) {
         let text = fails(|| {
-            epoll(1).shards(shards).run(|| async {
+            simulation.shards(shards).run(|| async {
                 let server = serve_echo().await.unwrap();
                 let mut stream = TcpStream::connect(server).await.unwrap();
                 // Others have something to do for a while.
@@ -182,7 +197,7 @@ fn a_program_that_waits_for_ever_is_told_so_at_once() {
 #[test]
 fn a_program_that_does_not_end_is_told_so() {
     let text = fails(|| {
-        epoll(1).turns_max(1000).run(|| async {
+        Simulation::new(1).turns_max(1000).run(|| async {
             let mut ticks = time::interval(Duration::from_secs(1));
             loop {
                 ticks.tick().await;
@@ -194,15 +209,15 @@ fn a_program_that_does_not_end_is_told_so() {
 
 #[test]
 fn a_panic_of_the_program_is_that_of_the_run() {
-    let text = fails(|| epoll(1).shards(2).run(|| async { panic!("as it is written") }));
+    let text = fails(|| Simulation::new(1).shards(2).run(|| async { panic!("as it is written") }));
     assert_eq!(text, "as it is written");
     // Nothing of it is left.
-    epoll(1).run(|| async {});
+    Simulation::new(1).run(|| async {});
 }
 
 #[test]
 fn a_task_that_never_ends_does_not_keep_a_run_from_its_end() {
-    let report = epoll(3).shards(2).run_and_report(|| async {
+    let report = Simulation::new(3).shards(2).run_and_report(|| async {
         let shard = Shard::all().pop().unwrap();
         drop(shard.spawn_with(pending::<()>));
         let server = serve_echo().await.unwrap();
@@ -222,7 +237,9 @@ fn connections_that_are_refused_or_reset_are_errors_and_nothing_else() {
     let mut kinds = BTreeSet::new();
     for seed in 0..60 {
         let faults = Faults::harsh().resets(12).refusals(6);
-        let outcomes = epoll(seed).shards(2).faults(faults).run(|| async {
+        let driver = DRIVERS[seed as usize % 2];
+        let simulation = Simulation::new(seed).driver(driver).shards(2);
+        let outcomes = simulation.faults(faults).run(|| async {
             let server = serve_echo().await.unwrap();
             let client = |it: u64| {
                 let shard = Shard::all().swap_remove(it as usize % 2);
@@ -252,44 +269,61 @@ fn connections_that_are_refused_or_reset_are_errors_and_nothing_else() {
 }
 
 #[test]
-fn addresses_ports_and_ends_are_those_of_tcp() {
-    epoll(1).run(|| async {
-        let first = TcpListener::bind("0.0.0.0:0").await.unwrap();
-        let port = first.local_addr().unwrap().port();
-        assert_ne!(port, 0);
-        let taken = TcpListener::bind(("0.0.0.0", port)).await.unwrap_err();
-        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
-        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let (mut served, peer) = first.accept().await.unwrap();
-        assert_eq!(peer, client.local_addr().unwrap());
-        assert_eq!(served.local_addr().unwrap(), client.peer_addr().unwrap());
-        assert!(client.nodelay().unwrap());
-
-        // What was sent before the end comes before it, and the other direction goes on.
-        client.write_all(b"last").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut buffer = [0; 8];
-        served.read_exact(&mut buffer[..4]).await.unwrap();
-        assert_eq!(served.read(&mut buffer).await.unwrap(), 0);
-        served.write_all(b"answer").await.unwrap();
-        drop(served);
-        client.read_exact(&mut buffer[..6]).await.unwrap();
-        assert_eq!(client.read(&mut buffer).await.unwrap(), 0);
-
-        // A close with bytes unread is a reset.
-        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let (served, _) = first.accept().await.unwrap();
-        client.write_all(b"unread").await.unwrap();
-        client.flush().await.unwrap();
-        time::sleep(Duration::from_secs(1)).await;
-        drop(served);
-        let reset = client.read(&mut buffer).await.unwrap_err();
-        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
-
-        // The port is free as soon as the listener is gone.
-        drop(first);
-        let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
-        TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+fn what_is_not_simulated_says_so() {
+    Simulation::new(1).run(|| async {
+        let refused = annulus::net::UdpSocket::bind("127.0.0.1:0").await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
     });
+    assert_eq!(sim::seed(), None);
+    let outside = fails(|| {
+        let _drawn = sim::random(2);
+    });
+    assert!(outside.contains("outside of a simulation"), "{outside}");
+}
+
+#[test]
+fn addresses_ports_and_ends_are_those_of_tcp() {
+    for simulation in each_driver(1).chain(each_driver(2)) {
+        simulation.run(addresses_ports_and_ends);
+    }
+}
+
+async fn addresses_ports_and_ends() {
+    let first = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = first.local_addr().unwrap().port();
+    assert_ne!(port, 0);
+    let taken = TcpListener::bind(("0.0.0.0", port)).await.unwrap_err();
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut served, peer) = first.accept().await.unwrap();
+    assert_eq!(peer, client.local_addr().unwrap());
+    assert_eq!(served.local_addr().unwrap(), client.peer_addr().unwrap());
+    assert!(client.nodelay().unwrap());
+
+    // What was sent before the end comes before it, and the other direction goes on.
+    client.write_all(b"last").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut buffer = [0; 8];
+    served.read_exact(&mut buffer[..4]).await.unwrap();
+    assert_eq!(served.read(&mut buffer).await.unwrap(), 0);
+    served.write_all(b"answer").await.unwrap();
+    drop(served);
+    client.read_exact(&mut buffer[..6]).await.unwrap();
+    assert_eq!(client.read(&mut buffer).await.unwrap(), 0);
+
+    // A close with bytes unread is a reset.
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (served, _) = first.accept().await.unwrap();
+    client.write_all(b"unread").await.unwrap();
+    client.flush().await.unwrap();
+    time::sleep(Duration::from_secs(1)).await;
+    drop(served);
+    let reset = client.read(&mut buffer).await.unwrap_err();
+    assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
+
+    // The port is free as soon as the listener is gone.
+    drop(first);
+    let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    TcpListener::bind(("0.0.0.0", port)).await.unwrap();
 }

@@ -307,4 +307,5 @@ pub mod simulated {
         Options, bind, connect, is_simulated, listen, local_address, options, peer_address,
         share_address, socket,
     };
+    pub use crate::sim::is_here;
 }

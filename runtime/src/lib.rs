@@ -3,11 +3,11 @@
 //! Programs depend on `annulus`, which re-exports what they need. This crate is for those who write
 //! further operations or socket types: [`io`] holds the pieces.
 //!
-//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`, `notice`,
-//! `config`, `fork`, `ticks`, `board`, `trace`; `executor`, `timers`, `buf`, `fd`, `waiters`;
-//! `driver`, `stall`; `shard` (the loop) with `crew`, `meter` and `resident`; `op`, `multishot`,
-//! `receive`, `datagrams`, `task`, `join_set`, `time`, `blocking`, `shards`, `runtime`, `metrics`,
-//! `io`, `signal`, `shutdown`, `fs`; `doctor`.
+//! The layers, each of which uses only those before it: `sys`, `sync`, `cpus`, `contain`,
+//! `notice`, `config`, `fork`, `ticks`, `board`, `trace`, `sim`; `executor`, `timers`, `buf`,
+//! `fd`, `waiters`; `driver`, `stall`; `shard` (the loop) with `crew`, `meter` and `resident`;
+//! `op`, `multishot`, `receive`, `datagrams`, `task`, `join_set`, `time`, `blocking`, `shards`,
+//! `runtime`, `metrics`, `io`, `signal`, `shutdown`, `fs`, `simulation`; `doctor`.
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -1,4 +1,43 @@
 //! Programs in a simulated world, which a seed gives.
+//!
+//! A [`Simulation`] runs a program, with all of its shards, on this crate's own executor, timers,
+//! drivers and sockets, but with a network in memory, a clock that costs no time, and an order of
+//! things that is drawn from a seed: which shard runs, when bytes arrive and in which pieces, which
+//! connection is refused or reset, what the kernel tells first. One seed is one run, on every
+//! machine: a failure can be looked at as often as it takes. [`each_seed`] tries many.
+//!
+//! ```
+//! use annulus_runtime::simulation;
+//! use annulus_runtime::time::{Duration, Instant, sleep};
+//!
+//! simulation::each_seed(0..10, |simulation| {
+//!     let passed = simulation.shards(2).run(|| async {
+//!         let start = Instant::now();
+//!         sleep(Duration::from_secs(3600)).await;
+//!         start.elapsed()
+//!     });
+//!     assert_eq!(passed, Duration::from_secs(3600)); // at once
+//! });
+//! ```
+//!
+//! # What is simulated
+//!
+//! - **TCP**: listeners, listener groups and streams, with everything they can do. Any address can
+//!   be bound, such as those of several hosts. Two things that look alike are told apart as TCP
+//!   does: a peer that has finished, one that is gone, one that was reset.
+//! - **Time**: [`time`](crate::time) runs by one clock for all shards, which moves only when
+//!   nothing can happen before the next moment at which something is due.
+//! - **Shards** take turns, one at a time. **Blocking work** is done where it is asked for.
+//! - **Waiting**: when nothing can ever happen again, though the program has not ended, it hangs:
+//!   the run panics, and says how things stand.
+//!
+//! Not simulated: UDP sockets, which cannot be bound here; Unix sockets, pipes and files, which are
+//! real and answer at once; the names of hosts, which the real resolver looks up; signals; threads
+//! that the program starts itself, and everything else that waits outside of the runtime. What is
+//! read from the system's clock, and the order of a `HashMap`, differ from run to run: use
+//! [`time::Instant`](crate::time::Instant), a `BTreeMap`, and [`random`].
+//!
+//! With `ANNULUS_SIM_TRACE` in the environment each thing that happens is a line on standard error.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -16,6 +55,24 @@ use crate::sim::{Dice, World};
 pub use crate::sim::{Faults, Report};
 
 /// A run of a program in a world of its own, given by a seed.
+///
+/// # Examples
+///
+/// ```
+/// use annulus_runtime::simulation::{Faults, Simulation};
+/// use annulus_runtime::{Shard, on_each_shard};
+///
+/// let run = || {
+///     let simulation = Simulation::new(7).shards(3).faults(Faults::harsh());
+///     simulation.run_and_report(|| async {
+///         let squares = on_each_shard(async |shard: Shard| shard.index().pow(2)).await;
+///         squares.into_iter().map(Result::unwrap).sum::<usize>()
+///     })
+/// };
+/// let (sum, report) = run();
+/// assert_eq!(sum, 5);
+/// assert_eq!(run().1, report); // the same in every way
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a simulation does nothing until `run` is called"]
 pub struct Simulation {
@@ -42,7 +99,8 @@ impl Simulation {
         self
     }
 
-    /// The driver, which is simulated, too. Default: drawn from the seed.
+    /// The driver: its own code, on a kernel that is simulated, whatever the machine has. The
+    /// environment changes nothing. Default: drawn from the seed.
     pub fn driver(mut self, driver: Driver) -> Simulation {
         self.driver = driver;
         self
@@ -66,7 +124,19 @@ impl Simulation {
         self
     }
 
-    /// Runs the program until its future is ready.
+    /// Runs the program until its future is ready, and ends its runtime.
+    ///
+    /// ```
+    /// use annulus_runtime::simulation::{self, Simulation};
+    ///
+    /// let drawn = Simulation::new(1).run(|| async { simulation::random(6) });
+    /// assert!(drawn < 6);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// With the program, behind a line that says which seed it was; if the program hangs, or has
+    /// more turns than it [may have](Simulation::turns_max); within a runtime or a simulation.
     #[track_caller]
     pub fn run<F, Fut>(self, program: F) -> Fut::Output
     where
@@ -77,6 +147,10 @@ impl Simulation {
     }
 
     /// As [`run`](Simulation::run), and tells what has happened.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Simulation::run).
     #[track_caller]
     pub fn run_and_report<F, Fut>(self, program: F) -> (Fut::Output, Report)
     where
@@ -102,12 +176,13 @@ impl Simulation {
     }
 
     fn config(&self, world: &World) -> Config {
-        let config = Config {
-            shards: Some(self.shards),
-            driver: if self.driver == Driver::Uring { Driver::Uring } else { Driver::Epoll },
-            pin: Some(false),
-            ..Config::default()
+        let driver = match self.driver {
+            Driver::Auto if world.roll(|dice| dice.one_in(2)) => Driver::Epoll,
+            Driver::Auto => Driver::Uring,
+            chosen => chosen,
         };
+        let config =
+            Config { shards: Some(self.shards), driver, pin: Some(false), ..Config::default() };
         let tight = world.faults().tight_limits;
         world.roll(|dice| if dice.one_in(tight) { tightened(config, dice) } else { config })
     }
@@ -137,6 +212,17 @@ thread_local! {
 }
 
 /// Has each seed try the program, or whatever the closure does with the simulation it is given.
+///
+/// With `ANNULUS_SIM_SEED` in the environment it is that seed only.
+///
+/// ```
+/// use annulus_runtime::{simulation, spawn};
+///
+/// simulation::each_seed(0..20, |simulation| {
+///     let sum = simulation.run(|| async { spawn(async { 1 + 1 }).await.unwrap() });
+///     assert_eq!(sum, 2);
+/// });
+/// ```
 ///
 /// # Panics
 ///
@@ -173,12 +259,26 @@ fn tell(seed: u64) {
 }
 
 /// The seed of the simulation that this code runs in.
+///
+/// ```
+/// use annulus_runtime::simulation::{Simulation, seed};
+///
+/// assert_eq!(seed(), None);
+/// assert_eq!(Simulation::new(9).run(|| async { seed() }), Some(9));
+/// ```
 #[must_use]
 pub fn seed() -> Option<u64> {
     Some(World::current()?.seed())
 }
 
 /// A number below this bound, drawn from the seed: the same in each run of it.
+///
+/// ```
+/// use annulus_runtime::simulation::{Simulation, random};
+///
+/// let draw = || Simulation::new(3).run(|| async { [random(1000), random(1000)] });
+/// assert_eq!(draw(), draw());
+/// ```
 ///
 /// # Panics
 ///
@@ -193,6 +293,15 @@ pub fn random(bound: u64) -> u64 {
 
 /// Has something go into the [fingerprint](Report::fingerprint) of the simulation that this code
 /// runs in. Outside of one it does nothing.
+///
+/// ```
+/// use annulus_runtime::simulation::{Simulation, observe};
+///
+/// let run = |answer| Simulation::new(3).run_and_report(|| async { observe(answer) }).1;
+/// let print = |answer| run(answer).fingerprint;
+/// assert_eq!(print(1), print(1));
+/// assert_ne!(print(1), print(2));
+/// ```
 pub fn observe(what: u64) {
     if let Some(world) = World::current() {
         world.observe(what);

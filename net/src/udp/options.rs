@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
+use annulus_runtime::io::simulated::is_here;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::offload;
@@ -78,6 +79,10 @@ impl UdpOptions {
     }
 
     pub(super) fn bind(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+        if is_here() {
+            let text = "a simulation has no UDP: its datagrams would be real, and late at random";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
             .map_err(|error| explain_bind(error, address))?;

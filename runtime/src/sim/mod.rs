@@ -49,7 +49,7 @@ pub(crate) fn nanoseconds() -> Option<u64> {
 
 /// Whether this thread lives in a simulation.
 #[inline]
-pub(crate) fn is_here() -> bool {
+pub fn is_here() -> bool {
     World::current().is_some()
 }
 
