@@ -30,6 +30,8 @@ pub(super) struct Header {
     /// The waker of who awaits the handle. `shared` says whose it is and whether it is filled.
     pub(super) waker: UnsafeCell<MaybeUninit<Waker>>,
     pub(super) shared: Shared,
+    /// Nothing, but loom takes note of who is done with the task, and of who frees it.
+    used: UnsafeCell<()>,
     /// Where the executor lists the task, or [`UNLISTED`]. The owner's.
     pub(super) index: Cell<u32>,
     pub(super) local: Local,
@@ -161,6 +163,7 @@ impl<F: Future> Task<F> {
     /// # Safety
     /// Nobody may know the task any more, and its stage must be empty.
     unsafe fn free(task: TaskPtr) {
+        task.header().used.with_mut(|_| ());
         let task = task.0.cast::<Self>();
         // SAFETY: it is of this type, and nobody knows it any more. The union drops nothing; the
         // origin holds nothing of the user's but a text.
@@ -192,6 +195,7 @@ impl TaskPtr {
                 next: Cell::new(None),
                 waker: UnsafeCell::new(MaybeUninit::uninit()),
                 shared: Shared::held_and_one(),
+                used: UnsafeCell::new(()),
                 index: Cell::new(UNLISTED),
                 local: Local::scheduled(),
                 holds_mailbox: Cell::new(false),
@@ -354,6 +358,7 @@ impl TaskPtr {
     /// # Safety
     /// Gives back a reference that the caller has, and with it the right to use the task.
     pub(super) unsafe fn release(self) {
+        self.header().used.with(|_| ());
         if self.counts_locally() {
             self.header().shared.release_local();
         } else if self.header().shared.release_shared() == Released::Last {
@@ -472,6 +477,7 @@ impl TaskRef {
     #[inline]
     pub(super) fn drop_complete(self) {
         let task = ManuallyDrop::new(self).0;
+        task.header().used.with(|_| ());
         if task.header().shared.release_shared() == Released::Last {
             // SAFETY: as in `release`.
             unsafe { task.free() };
