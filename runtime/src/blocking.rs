@@ -8,14 +8,16 @@
 //! The queue has no bound of its own: each entry belongs to a live future, and entries whose
 //! future is gone are swept out before they are half of it.
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use std::{io, mem, thread};
@@ -26,6 +28,7 @@ use crate::executor::JoinHandle;
 use crate::fork::{NO_RUNTIME_SURVIVES, PerProcess, Process};
 use crate::shard;
 use crate::sim;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::timers::ClockHold;
 use crate::trace::traced_job;
 

@@ -4,10 +4,12 @@
 //! which is made when something is first sent to it. A shard that could not start, or failed,
 //! leaves its seat empty: what was sent to it is told why, and what is sent next starts it anew.
 
+mod seats;
+
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use crate::notice::notify;
 use crate::shard::{self, Shard};
 use crate::sim::{self, Place};
 use crate::stall::OnStall;
+use seats::{Door, Seats, Taken};
 
 /// What a shard may take to end beyond the two waits that its `close` allows itself.
 const END_SLACK: Duration = Duration::from_secs(1);
@@ -33,22 +36,14 @@ pub(crate) struct Crew {
     on_stall: Option<OnStall>,
     /// Of the first shard.
     first: SharedMailbox,
-    seats: OnceLock<Seats>,
-    closed: Mutex<bool>,
-    /// Threads that were started and have not ended.
-    running: Mutex<usize>,
-    ended: Condvar,
+    others: OnceLock<Others>,
+    door: Door,
 }
 
-struct Seats {
+/// The shards behind the first.
+struct Others {
     cpus: Cpus,
-    /// Of the shards behind the first.
-    others: Box<[Mutex<Seat>]>,
-}
-
-enum Seat {
-    Empty,
-    Taken { mailbox: SharedMailbox, thread: thread::JoinHandle<()> },
+    seats: Seats<thread::JoinHandle<()>>,
 }
 
 impl Crew {
@@ -59,10 +54,8 @@ impl Crew {
             hooks,
             on_stall,
             first: Mailbox::new(),
-            seats: OnceLock::new(),
-            closed: Mutex::new(false),
-            running: Mutex::new(0),
-            ended: Condvar::new(),
+            others: OnceLock::new(),
+            door: Door::new(),
         })
     }
 
@@ -87,18 +80,17 @@ impl Crew {
     /// How many shards there are, started or not.
     pub(crate) fn size(&self) -> usize {
         if !self.is_ours() {
-            return self.seats.get().map_or(1, |seats| seats.others.len() + 1);
+            return self.others.get().map_or(1, |others| others.seats.len() + 1);
         }
-        self.seats().others.len() + 1
+        self.others().seats.len() + 1
     }
 
     /// Made when first asked for: most runtimes of one shard never do, and this reads files.
-    fn seats(&self) -> &Seats {
-        self.seats.get_or_init(|| {
+    fn others(&self) -> &Others {
+        self.others.get_or_init(|| {
             let cpus = Cpus::of_this_thread();
             let size = self.config.shards.map_or(cpus.parallel(), |shards| shards as usize);
-            let others = (1..size).map(|_| Mutex::new(Seat::Empty)).collect();
-            Seats { cpus, others }
+            Others { cpus, seats: Seats::new(size.saturating_sub(1)) }
         })
     }
 
@@ -113,22 +105,15 @@ impl Crew {
         if index == 0 {
             return SharedMailbox::clone(&self.first);
         }
-        let mut seat = lock(&self.seats().others[index - 1]);
-        if let Seat::Taken { mailbox, .. } = &*seat {
-            return SharedMailbox::clone(mailbox);
-        }
-        let mailbox = Mailbox::new();
-        // Held until the thread is in its seat, so that the end finds all that were begun.
-        let closed = lock(&self.closed);
-        if *closed {
-            mailbox.close();
-            return mailbox;
-        }
-        match self.start(index, &mailbox) {
-            Ok(thread) => *seat = Seat::Taken { mailbox: SharedMailbox::clone(&mailbox), thread },
-            Err(error) => could_not_start(&mailbox, index, &error),
-        }
-        mailbox
+        self.others().seats.mailbox(index - 1, &self.door, |mailbox| {
+            match self.start(index, mailbox) {
+                Ok(thread) => Some(thread),
+                Err(error) => {
+                    could_not_start(mailbox, index, &error);
+                    None
+                }
+            }
+        })
     }
 
     fn start(
@@ -192,7 +177,7 @@ impl Crew {
     /// The processor that a shard of a thread of its own is bound to.
     fn place(&self, index: usize) -> Option<usize> {
         let wanted = self.config.pin.unwrap_or(true);
-        if wanted { self.seats().cpus.place(index, self.size()) } else { None }
+        if wanted { self.others().cpus.place(index, self.size()) } else { None }
     }
 
     /// Binds the calling thread, which is the program's, only where that was asked for.
@@ -208,26 +193,20 @@ impl Crew {
     }
 
     fn vacate(&self, index: usize, of: &SharedMailbox) {
-        let mut seat = lock(&self.seats().others[index - 1]);
-        if matches!(&*seat, Seat::Taken { mailbox, .. } if mailbox.shard() == of.shard()) {
-            *seat = Seat::Empty;
-        }
+        self.others().seats.vacate(index - 1, of);
     }
 
     /// Tells the shards that have threads to end. None is started any more.
     #[must_use]
     pub(crate) fn dismiss(&self) -> Leaving {
-        *lock(&self.closed) = true;
+        self.door.shut();
         let mut threads = Vec::new();
-        for (index, seat) in self.seats.get().into_iter().flat_map(|it| &it.others).enumerate() {
-            if let Seat::Taken { mailbox, thread } =
-                std::mem::replace(&mut *lock(seat), Seat::Empty)
-            {
-                mailbox.push_call(Box::new(|| {
-                    shard::try_with(Shard::tell_to_end);
-                }));
-                threads.push((index + 1, thread));
-            }
+        let seated = self.others.get().into_iter().flat_map(|others| others.seats.clear());
+        for (place, Taken { mailbox, thread }) in seated {
+            mailbox.push_call(Box::new(|| {
+                shard::try_with(Shard::tell_to_end);
+            }));
+            threads.push((place + 1, thread));
         }
         Leaving { threads }
     }
@@ -236,18 +215,7 @@ impl Crew {
     pub(crate) fn see_off(&self, leaving: Leaving) {
         let _aside = sim::stand_aside();
         let deadline = Instant::now() + 2 * self.config.drain_timeout + END_SLACK;
-        let mut running = lock(&self.running);
-        while *running > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let (guard, _) =
-                self.ended.wait_timeout(running, left).unwrap_or_else(PoisonError::into_inner);
-            running = guard;
-        }
-        let all_ended = *running == 0;
-        drop(running);
+        let all_ended = self.door.wait(deadline);
         for (index, thread) in leaving.threads {
             if all_ended || thread.is_finished() {
                 // A panic of the thread was its shard's failure, and told then.
@@ -274,7 +242,7 @@ struct Running {
 
 impl Running {
     fn new(crew: Arc<Crew>) -> Running {
-        *lock(&crew.running) += 1;
+        crew.door.enter();
         Running { crew }
     }
 }
@@ -284,8 +252,7 @@ impl Drop for Running {
         if !self.crew.is_ours() {
             return;
         }
-        *lock(&self.crew.running) -= 1;
-        self.crew.ended.notify_all();
+        self.crew.door.leave();
     }
 }
 
@@ -301,10 +268,6 @@ pub(crate) fn end(shard: Rc<Shard>) {
 #[cold]
 fn could_not_start(mailbox: &SharedMailbox, index: usize, error: &dyn fmt::Display) {
     mailbox.close_as_failed(&format!("shard {index} could not start: {error}"));
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -293,3 +293,6 @@ impl Wake for Bell {
         self.news.tell(self.key);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

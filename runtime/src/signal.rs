@@ -19,12 +19,12 @@
 // no shard to be awake, and costs a shard that waits for none nothing.
 
 use std::future::{Future, poll_fn};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{io, thread};
 
+use crate::sync::{AtomicU64, Ordering};
 use crate::sys::EventFd;
 use crate::waiters::{Place, Waiters};
 
@@ -259,6 +259,12 @@ impl Source {
         self.count.load(Ordering::Acquire)
     }
 
+    /// A signal has come. Before the bell: the write there orders it before the wake.
+    fn note(&self) {
+        // Release: pairs with the Acquire in `count`.
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
     fn install(&'static self, kind: Kind) -> io::Result<()> {
         let mut installed = self.installed.lock().unwrap_or_else(PoisonError::into_inner);
         if *installed {
@@ -266,8 +272,7 @@ impl Source {
         }
         let bell = bell()?;
         let handler = move || {
-            // Release: pairs with the Acquire in `count`. The write orders it before the wake.
-            self.count.fetch_add(1, Ordering::Release);
+            self.note();
             bell.signal();
         };
         // SAFETY: the handler adds to an atomic and makes system calls that signal-safety(7)
@@ -308,12 +313,17 @@ fn listen(bell: &EventFd) {
             }
             _ => {}
         }
-        for (source, woken) in SOURCES.iter().zip(&mut woken) {
-            let count = source.count();
-            if *woken != count {
-                *woken = count;
-                source.waiters.wake_all();
-            }
+        wake_those_told(&*SOURCES, &mut woken);
+    }
+}
+
+/// Wakes those who wait for a kind of which more have come than they were woken for.
+fn wake_those_told(sources: &[Source], woken: &mut [u64]) {
+    for (source, woken) in sources.iter().zip(woken) {
+        let count = source.count();
+        if *woken != count {
+            *woken = count;
+            source.waiters.wake_all();
         }
     }
 }
@@ -328,3 +338,6 @@ const THREAD_NAME: &str = "annulus-signals";
 /// The kernel refuses to wait, for example because a limit of no descriptors was set: then signals
 /// are looked for so often, which is late for a user but no load.
 const WAIT_REFUSED_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(all(test, loom))]
+mod models;

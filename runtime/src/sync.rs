@@ -9,8 +9,10 @@ mod primitives {
     pub(crate) use std::{
         cell::Cell,
         sync::{
-            Arc, Mutex, MutexGuard,
-            atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
+            Arc, Condvar, Mutex, MutexGuard,
+            atomic::{
+                AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+            },
         },
         thread_local,
     };
@@ -38,12 +40,14 @@ mod primitives {
 
 #[cfg(loom)]
 mod primitives {
-    use loom::{alloc::Track, sync::atomic::AtomicUsize};
-    use std::{collections::VecDeque, ops::Deref};
+    use loom::alloc::Track;
+    use std::{collections::VecDeque, ops::Deref, sync::LockResult, time::Duration};
 
     pub(crate) use loom::{
         cell::{Cell, UnsafeCell},
-        sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
+        sync::atomic::{
+            AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        },
         sync::{Mutex, MutexGuard},
     };
 
@@ -139,6 +143,59 @@ mod primitives {
                 // SAFETY: as above.
                 unsafe { self.0.tracked.get().drop_in_place() };
             });
+        }
+    }
+
+    /// Loom's, with waits that end by time when a model says that the time is over.
+    #[derive(Debug)]
+    pub(crate) struct Condvar {
+        waiting: loom::sync::Condvar,
+        /// Written and read under the mutex that is waited with only, so not one of loom's.
+        is_over: std::sync::atomic::AtomicBool,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct WaitTimeoutResult(bool);
+
+    impl WaitTimeoutResult {
+        pub(crate) fn timed_out(self) -> bool {
+            self.0
+        }
+    }
+
+    impl Condvar {
+        pub(crate) fn new() -> Self {
+            let is_over = std::sync::atomic::AtomicBool::new(false);
+            Self { waiting: loom::sync::Condvar::new(), is_over }
+        }
+
+        pub(crate) fn notify_one(&self) {
+            self.waiting.notify_one();
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.waiting.notify_all();
+        }
+
+        pub(crate) fn wait_timeout<'a, T>(
+            &self,
+            guard: MutexGuard<'a, T>,
+            _limit: Duration,
+        ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
+            let guard = if self.is_over() { guard } else { self.waiting.wait(guard).unwrap() };
+            Ok((guard, WaitTimeoutResult(self.is_over())))
+        }
+
+        /// The time of all waits is over, of those to come as well.
+        pub(crate) fn let_time_pass<T>(&self, mutex: &Mutex<T>) {
+            let guard = mutex.lock().unwrap();
+            self.is_over.store(true, Ordering::Relaxed);
+            drop(guard);
+            self.waiting.notify_all();
+        }
+
+        fn is_over(&self) -> bool {
+            self.is_over.load(Ordering::Relaxed)
         }
     }
 

@@ -185,7 +185,10 @@ impl Drop for Place<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+
+#[cfg(all(test, not(loom)))]
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -359,7 +359,7 @@ mod bell {
 
     impl super::Mailbox {
         /// Sleeps until the bell rings.
-        pub(in crate::executor) fn wait_for_bell(&self) {
+        pub(crate) fn wait_for_bell(&self) {
             self.bell.wait();
         }
 

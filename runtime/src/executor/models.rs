@@ -2,6 +2,11 @@
 //! memory.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
+//!
+//! Not every order, after all: loom 0.7 remembers the latest access to an atomic only. A store is
+//! tried before another thread's load, unless its own thread has made a load of its own since. So
+//! each model was seen to fail when what it guards was broken, and where one did not, the thread
+//! that loads is the later one.
 
 use super::state::{Released, Shared};
 use super::{Executor, Mailbox, RootWaker, spawn_at};
@@ -384,6 +389,44 @@ fn sent_tasks_of_two_threads_race_with_the_end() {
         drop(executor);
         for sender in senders {
             sender.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn call_runs_or_is_dropped_once_however_its_shard_ends() {
+    #[derive(Default)]
+    struct Seen {
+        runs: RealU32,
+        drops: RealU32,
+    }
+    struct Captured(StdArc<Seen>);
+    impl Drop for Captured {
+        fn drop(&mut self) {
+            self.0.drops.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    model(|| {
+        let executor = executor();
+        let seen: [_; 2] = std::array::from_fn(|_| StdArc::<Seen>::default());
+        let senders = seen.clone().map(|seen| {
+            let mailbox = Arc::clone(&executor.mailbox);
+            thread::spawn(move || {
+                let captured = Captured(seen);
+                let call = move || {
+                    captured.0.runs.fetch_add(1, Ordering::Relaxed);
+                };
+                mailbox.push_call(Box::new(call));
+            })
+        });
+        executor.take_mail(usize::MAX);
+        drop(executor);
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        for seen in seen {
+            assert!(seen.runs.load(Ordering::Relaxed) <= 1);
+            assert_eq!(seen.drops.load(Ordering::Relaxed), 1);
         }
     });
 }

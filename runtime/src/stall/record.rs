@@ -7,12 +7,12 @@
 
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use super::OnStall;
 use super::report::{Holder, StalledTask};
 use crate::executor::{ShardId, TaskId, TaskInfo};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 #[derive(Debug)]
 pub(super) struct Record {
@@ -154,7 +154,7 @@ impl Record {
 }
 
 impl Text {
-    const fn none() -> Text {
+    fn none() -> Text {
         Text { start: AtomicPtr::new(ptr::null_mut()), length: AtomicUsize::new(0) }
     }
 
@@ -170,3 +170,6 @@ impl Text {
         if start.is_null() { None } else { Some((start, length)) }
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;
