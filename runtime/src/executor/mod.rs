@@ -89,6 +89,7 @@ pub(crate) use hooks::Hooks;
 pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
+pub(crate) use queue::Place;
 pub(crate) use waker::{RootWaker, wake_own};
 
 use crate::contain::contain;
@@ -336,6 +337,16 @@ impl Executor {
 
     pub(crate) fn has_ready(&self) -> bool {
         self.ready() > 0
+    }
+
+    /// The place behind all that are ready now.
+    pub(crate) fn behind_ready(&self) -> Place {
+        self.core.queue.end()
+    }
+
+    /// Whether all that were ready in front of this place have been taken to be run.
+    pub(crate) fn has_reached(&self, place: Place) -> bool {
+        self.core.queue.has_reached(place)
     }
 
     /// How many tasks are not complete.

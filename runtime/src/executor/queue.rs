@@ -8,16 +8,37 @@ use crate::sync::Cell;
 pub(super) struct Queue {
     head: Cell<Option<TaskPtr>>,
     tail: Cell<Option<TaskPtr>>,
-    len: Cell<u32>,
+    /// How many tasks were ever pushed and popped; both wrap.
+    pushed: Cell<u32>,
+    popped: Cell<u32>,
 }
+
+/// A place in a queue: behind what was pushed before it was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place(u32);
 
 impl Queue {
     pub(super) fn new() -> Self {
-        Self { head: Cell::new(None), tail: Cell::new(None), len: Cell::new(0) }
+        Self {
+            head: Cell::new(None),
+            tail: Cell::new(None),
+            pushed: Cell::new(0),
+            popped: Cell::new(0),
+        }
     }
 
     pub(super) fn len(&self) -> u32 {
-        self.len.get()
+        self.pushed.get().wrapping_sub(self.popped.get())
+    }
+
+    pub(super) fn end(&self) -> Place {
+        Place(self.pushed.get())
+    }
+
+    /// Whether all that was in front of this place has left the queue.
+    pub(super) fn has_reached(&self, place: Place) -> bool {
+        // Places that were asked for two thousand million tasks ago are nobody's.
+        self.popped.get().wrapping_sub(place.0) < 1 << 31
     }
 
     /// Appends a task whose state just said that it is to be enqueued, so it is in no queue yet.
@@ -27,7 +48,7 @@ impl Queue {
             Some(tail) => tail.header().next.set(Some(task)),
             None => self.head.set(Some(task)),
         }
-        self.len.set(self.len.get() + 1);
+        self.pushed.set(self.pushed.get().wrapping_add(1));
     }
 
     pub(super) fn pop(&self) -> Option<TaskPtr> {
@@ -37,7 +58,7 @@ impl Queue {
         if next.is_none() {
             self.tail.set(None);
         }
-        self.len.set(self.len.get() - 1);
+        self.popped.set(self.popped.get().wrapping_add(1));
         Some(task)
     }
 }

@@ -129,7 +129,7 @@ pub fn resume() {
 ///
 /// The clock moves at the first poll. Dropped after that, only the wait for woken tasks is lost.
 pub async fn advance(duration: Duration) {
-    {
+    let behind_woken = {
         let shard = shard::current();
         assert!(
             shard.clock.advance(duration),
@@ -139,11 +139,13 @@ pub async fn advance(duration: Duration) {
         let mut woken = Vec::new();
         shard.timers.borrow_mut().expire(shard.clock.now_ns(), &mut woken);
         timers::wake_all(&mut woken);
-    }
-    // Behind the tasks just woken in the queue, so they run first.
+        shard.executor.behind_ready()
+    };
+    // A task has its next turn behind those just woken, but the future of `block_on` is polled once
+    // a turn, which may be over before all of them have run.
     let mut yielded = false;
     poll_fn(|cx| {
-        if yielded {
+        if yielded && shard::current().executor.has_reached(behind_woken) {
             return Poll::Ready(());
         }
         yielded = true;

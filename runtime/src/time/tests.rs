@@ -396,6 +396,24 @@ fn advance_runs_what_became_due_before_it_returns() {
     });
 }
 
+// More than a turn runs.
+#[test]
+fn advance_runs_however_many_became_due_before_it_returns() {
+    block_on_paused(async {
+        let ran = Rc::new(Cell::new(0));
+        for _ in 0..1000 {
+            let ran = ran.clone();
+            drop(spawn(async move {
+                sleep(MS).await;
+                ran.set(ran.get() + 1);
+            }));
+        }
+        advance(Duration::ZERO).await; // the tasks begin their sleeps
+        advance(MS).await;
+        assert_eq!(ran.get(), 1000);
+    });
+}
+
 #[test]
 fn a_paused_clock_stands_for_one_shard_and_runs_on_after_resume() {
     block_on(async {
