@@ -47,7 +47,7 @@ each_driver! {
             settle().await;
             drop(owned.take());
             tell.send(()).unwrap();
-            let wire = timeout(peer::PATIENCE, peer).await.expect("FIN is missing");
+            let wire = timeout(peer::patience(), peer).await.expect("FIN is missing");
             let prefix = wire.len().checked_sub(700).expect("what was written is missing");
             Keyed(1).check(0, &wire[..prefix]);
             Keyed(3).check(0, &wire[prefix..]);

@@ -11,7 +11,7 @@ use annulus::Driver;
 use common::process::{
     self, IO_URING_SETUP, READY, Running, Scratch, is_root, open_descriptors, refuse, unprivileged,
 };
-use common::{Test, each_driver, say};
+use common::{Test, each_driver, leave_out, say};
 
 mod common;
 
@@ -225,7 +225,7 @@ impl Forbidden {
         if said == FORBIDDEN && is_root() {
             return Some(forbidden);
         }
-        say(&format!("the sysctl is left out: {said}"));
+        leave_out("a_sysctl_is_told_with_what_to_do", &said);
         None
     }
 }

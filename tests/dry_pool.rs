@@ -396,7 +396,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn within_s<T>(seconds: u64, future: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(seconds), future).await.expect("it hangs")
+    timeout(Duration::from_secs(seconds) * common::slower(), future).await.expect("it hangs")
 }
 
 const SOCKET_BYTES: usize = 32 * 1024;

@@ -14,7 +14,7 @@ use annulus::net::{ListenOptions, ListenerGroup, Placement, TcpListener, TcpStre
 use annulus::{Driver, JoinHandle, Runtime, Shard, ShutdownToken, spawn};
 
 use common::each_driver;
-use common::peer::{PATIENCE, peer};
+use common::peer::{patience, peer};
 use common::process::{IO_URING_ENTER, in_own_process, leave_descriptors, refuse_here};
 
 mod common;
@@ -54,7 +54,7 @@ fn storm(address: SocketAddr, served: &AtomicUsize) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
             Err(_reset) => continue,
         };
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
         // The kernel forgets a client whose handshake ends while the listener closes, whoever
         // closes it (seen on 6.18 with plain sockets): it is told when it sends something.
         let mut text = Vec::new();

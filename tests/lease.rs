@@ -429,5 +429,5 @@ fn is_pooled(lease: &Lease) -> bool {
 
 /// Fails rather than waits for ever.
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    timeout(peer::PATIENCE, future).await.expect("it hangs")
+    timeout(peer::patience(), future).await.expect("it hangs")
 }

@@ -677,5 +677,5 @@ async fn forget_pending<F: Future>(future: F) -> Option<F::Output> {
 
 /// Fails rather than waits for ever.
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    timeout(peer::PATIENCE, future).await.expect("it hangs")
+    timeout(peer::patience(), future).await.expect("it hangs")
 }

@@ -44,7 +44,7 @@ each_driver! {
                     thread::spawn(move || {
                         tell.send(block_on_foreign(answer).unwrap()).expect("somebody waits");
                     });
-                    assert_eq!(told.recv_timeout(peer::PATIENCE), Ok(number));
+                    assert_eq!(told.recv_timeout(peer::patience()), Ok(number));
                 }
             });
             outer.finish(&runtime, runtime.spawn(sender));
@@ -132,7 +132,7 @@ each_driver! {
             stream
         });
         let _outlook = runtime.turn();
-        theirs.set_read_timeout(Some(peer::PATIENCE)).unwrap();
+        theirs.set_read_timeout(Some(peer::patience())).unwrap();
         theirs.read_exact(&mut [0; 5]).unwrap();
         drop(Outer::level().finish(&runtime, writing));
     }

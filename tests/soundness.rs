@@ -158,7 +158,7 @@ each_driver! {
                 }));
             }
             for reader in readers {
-                timeout(Duration::from_secs(60), reader).await.expect("it stalls").unwrap();
+                timeout(STALLED * common::slower(), reader).await.expect("it stalls").unwrap();
             }
         });
     }
@@ -190,7 +190,7 @@ each_driver! {
             }));
         }
         for writer in writers {
-            timeout(Duration::from_secs(60), writer).await.expect("it stalls").unwrap();
+            timeout(STALLED * common::slower(), writer).await.expect("it stalls").unwrap();
         }
     }
 }
@@ -303,4 +303,6 @@ impl Drop for Panics {
     }
 }
 
+/// What takes as long goes on no more.
+const STALLED: Duration = Duration::from_secs(60);
 const TINY_POOL_BYTES: u64 = 60_000;

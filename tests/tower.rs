@@ -314,7 +314,7 @@ struct Server {
 
 impl Server {
     fn start(service: Paths) -> Server {
-        Server::start_with(service, peer::PATIENCE)
+        Server::start_with(service, peer::patience())
     }
 
     fn start_with(service: Paths, grace: Duration) -> Server {

@@ -575,7 +575,12 @@ each_driver! {
                 }
             }
         }
-        assert!(joined >= 2, "the kernel has joined nothing, so nothing was tested");
+        if kernel_joins() {
+            assert!(joined >= 2, "the kernel has joined nothing, so nothing was tested");
+        } else {
+            let why = "this kernel joins nothing that is sent on the same machine";
+            common::leave_out_part("joined_datagrams_tell_where_each_ends", why);
+        }
         // Alone, and of no bytes.
         sender.send_to(b"single", addr).await.unwrap();
         let got = socket.recv_segments(&mut buf).await.unwrap();
@@ -638,7 +643,8 @@ each_driver! {
             assert_eq!(&buf[..3], b"you");
         }
         if !reached {
-            common::say("no interface has a route to IPv6 groups: only joined and left");
+            let why = "no interface has a route to IPv6 groups";
+            common::leave_out_part("a_group_of_ipv6_reaches_its_members", why);
         }
     }
 
@@ -747,7 +753,7 @@ each_driver! {
         assert_eq!(socket.recv(&mut [0; 8]).await.unwrap(), 2);
         let ours = socket.into_std().unwrap();
         assert_eq!(ours.local_addr().unwrap(), addr);
-        assert_eq!(ours.read_timeout().unwrap(), Some(peer::PATIENCE));
+        assert_eq!(ours.read_timeout().unwrap(), Some(peer::patience()));
         // Blocking: the datagram comes after the call has begun, or before.
         let later = peer_sends_later(peer, addr);
         assert_eq!(ours.recv(&mut [0; 8]).unwrap(), 5);
@@ -968,8 +974,23 @@ fn std_socket() -> std::net::UdpSocket {
 }
 
 fn with_timeout(socket: std::net::UdpSocket) -> std::net::UdpSocket {
-    socket.set_read_timeout(Some(peer::PATIENCE)).expect("set the peer's timeout");
+    socket.set_read_timeout(Some(peer::patience())).expect("set the peer's timeout");
     socket
+}
+
+/// Whether the kernel hands over together what was sent together on this machine. Before Linux 5.11
+/// the loopback device has segments cut before it takes them.
+fn kernel_joins() -> bool {
+    let (sender, receiver) = (std_socket(), std_socket());
+    let switch = |socket: &std::net::UdpSocket, option, value: libc::c_int| {
+        let size = size_of_val(&value) as libc::socklen_t;
+        let value = (&raw const value).cast();
+        // SAFETY: the pointer is to one int, which the call reads.
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, option, value, size) == 0 }
+    };
+    assert!(switch(&receiver, libc::UDP_GRO, 1) && switch(&sender, libc::UDP_SEGMENT, 1000));
+    sender.send_to(&[7; 3000], receiver.local_addr().unwrap()).expect("send segments");
+    receiver.recv(&mut [0; 4096]).expect("receive them") == 3000
 }
 
 fn peer_sends_later(socket: std::net::UdpSocket, addr: SocketAddr) -> Peer<usize> {

@@ -16,19 +16,19 @@ use io_uring::IoUring;
 use common::peer::{Peer, peer};
 use common::process::{self, Running, is_root};
 use common::steps::{poll_once, settle};
-use common::{Test, each_driver, say};
+use common::{Test, each_driver, leave_out, say};
 
 mod common;
 
 each_driver! {
     fn sends_wait_for_room_and_go_on(driver: Driver) {
         if !is_root() {
-            return say("sends_wait_for_room_and_go_on: left out, a network needs root");
+            return leave_out("sends_wait_for_room_and_go_on", "a network needs root");
         }
         // A network belongs to a thread: to one that ends with this test.
         let test = thread::spawn(move || match Network::enter() {
             Ok(network) => common::runtime(driver).block_on(fill_and_drain(network)),
-            Err(error) => say(&format!("sends_wait_for_room_and_go_on: left out, {error}")),
+            Err(error) => leave_out("sends_wait_for_room_and_go_on", &error.to_string()),
         });
         test.join().expect("the thread of the network");
     }

@@ -16,7 +16,7 @@ use annulus::time::{sleep, timeout};
 
 use common::bytes::Keyed;
 use common::each_driver;
-use common::peer::{PATIENCE, Peer, peer};
+use common::peer::{Peer, patience, peer};
 use common::process::{Scratch, descriptors, open_descriptors};
 use common::steps::{eventually, poll_once, settle};
 
@@ -144,7 +144,7 @@ each_driver! {
             drop(listener);
             drop(UnixListener::bind_addr(&name).expect("the name is free"));
             for mut client in clients {
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(patience())).unwrap();
                 match client.read(&mut [0]) {
                     Ok(0) => {}
                     Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
@@ -382,7 +382,7 @@ each_driver! {
 
     fn a_stream_goes_on_in_another_runtime(driver: Driver) {
         let (mut near, far) = net::UnixStream::pair().unwrap();
-        near.set_read_timeout(Some(PATIENCE)).unwrap();
+        near.set_read_timeout(Some(patience())).unwrap();
         let (ready, wait) = std::sync::mpsc::channel();
         let first = peer(move || {
             common::runtime(driver).block_on(async {
@@ -533,7 +533,7 @@ each_driver! {
         for linger in [Duration::ZERO, Duration::from_secs(5)] {
             for inherited in [false, true] {
                 let (near, far) = net::UnixStream::pair().unwrap();
-                far.set_read_timeout(Some(PATIENCE)).unwrap();
+                far.set_read_timeout(Some(patience())).unwrap();
                 if inherited {
                     socket2::SockRef::from(&near).set_linger(Some(linger)).unwrap();
                 }
@@ -617,8 +617,8 @@ async fn with_std_end() -> (UnixStream, net::UnixStream) {
     let name = name();
     let listener = UnixListener::bind_addr(&name).unwrap();
     let far = net::UnixStream::connect_addr(&name).unwrap();
-    far.set_read_timeout(Some(PATIENCE)).unwrap();
-    far.set_write_timeout(Some(PATIENCE)).unwrap();
+    far.set_read_timeout(Some(patience())).unwrap();
+    far.set_write_timeout(Some(patience())).unwrap();
     (listener.accept().await.unwrap().0, far)
 }
 

@@ -123,8 +123,7 @@ impl Test {
 
     fn guarded(self, driver: Driver, body: impl FnOnce()) {
         if driver == Driver::Uring && uring_left_out() {
-            say(&format!("{}: left out, {NO_URING}=1 is set", self.name));
-            return;
+            return leave_out(self.name, &format!("{NO_URING}=1 is set"));
         }
         self.watched(body);
     }
@@ -133,7 +132,7 @@ impl Test {
         process::raise_descriptor_limit();
         // Waiting for the turn is no part of the test's time.
         let _turn = Turn::take(self.alone);
-        let _watchdog = Watchdog::start(self.name, self.deadline);
+        let _watchdog = Watchdog::start(self.name, self.deadline * slower());
         body();
     }
 }
@@ -152,6 +151,25 @@ pub(crate) fn runtime(driver: Driver) -> Runtime {
 /// Whether the user told us that there is no io_uring on this machine.
 pub(crate) fn uring_left_out() -> bool {
     env::var_os(NO_URING).is_some_and(|value| value == "1")
+}
+
+/// How many times longer everything takes than on an ordinary machine, as under emulation. Times
+/// after which a test is taken for hung are multiplied by it; no other time is.
+pub(crate) fn slower() -> u32 {
+    match env::var(SLOWER) {
+        Ok(times) => times.parse().unwrap_or_else(|_| panic!("{SLOWER}={times:?} is no number")),
+        Err(_) => 1,
+    }
+}
+
+/// Says that a test does nothing, and why, in words that `.ci/kernels` counts.
+pub(crate) fn leave_out(test: &str, why: &str) {
+    say(&format!("{test}: left out, {why}"));
+}
+
+/// Says which part of a test is not done, and why.
+pub(crate) fn leave_out_part(test: &str, why: &str) {
+    say(&format!("{test}: partly left out, {why}"));
 }
 
 /// Writes a line that the test harness does not capture.
@@ -206,3 +224,4 @@ static TURN: RwLock<()> = RwLock::new(());
 // Long enough for every ordinary test in a debug build on a loaded two-core machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 const NO_URING: &str = "ANNULUS_TEST_NO_URING";
+const SLOWER: &str = "ANNULUS_TEST_SLOWER";

@@ -78,7 +78,7 @@ impl<T> Future for Peer<T> {
 /// A blocking connection whose every call ends in time.
 #[track_caller]
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
-    with_timeouts(TcpStream::connect_timeout(&addr, PATIENCE).expect("connect to the server"))
+    with_timeouts(TcpStream::connect_timeout(&addr, patience()).expect("connect to the server"))
 }
 
 /// A listener of the standard library on a port of its own.
@@ -209,12 +209,15 @@ pub(crate) fn echo_interleaved(addr: SocketAddr, key: u64) {
 }
 
 fn with_timeouts(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).expect("set the peer's read timeout");
-    stream.set_write_timeout(Some(PATIENCE)).expect("set the peer's write timeout");
+    stream.set_read_timeout(Some(patience())).expect("set the peer's read timeout");
+    stream.set_write_timeout(Some(patience())).expect("set the peer's write timeout");
     stream.set_nodelay(true).expect("set the peer's nodelay");
     stream
 }
 
 /// How long a peer waits for anything; below the watchdog's deadline, so that the peer reports it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(10) * super::slower()
+}
+
 const PIECE: usize = 16 * 1024;

@@ -169,6 +169,12 @@ pub(crate) fn under_strace(command: &Command, log: &Path) -> Command {
     behind(strace, command)
 }
 
+/// Whether this line of strace is a shard asking how much of its time was work. It asks every
+/// 10 ms, so that the slower a machine is, the more of it there is for each request.
+pub(crate) fn is_look_at_processor_time(line: &str) -> bool {
+    line.contains("clock_gettime(CLOCK_THREAD_CPUTIME_ID")
+}
+
 /// A program as the argument of another that runs it.
 pub(crate) fn behind(mut first: Command, command: &Command) -> Command {
     first.arg(command.get_program());

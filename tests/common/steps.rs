@@ -103,7 +103,7 @@ pub(crate) async fn settle() {
 
 /// Waits until the condition holds; fails when it does not in time.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + peer::PATIENCE;
+    let deadline = Instant::now() + peer::patience();
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         sleep(Duration::from_millis(1)).await;
@@ -113,7 +113,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 /// `eventually` outside a runtime.
 #[track_caller]
 pub(crate) fn eventually_blocking(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + peer::PATIENCE;
+    let deadline = Instant::now() + peer::patience();
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         thread::sleep(Duration::from_millis(1));
