@@ -644,8 +644,10 @@ mod poisoned {
                 let dropped = Arc::new(Grave::default());
                 let runtime = common::runtime(driver);
                 let buffer = Poison::new(&dropped);
+                let (tell, told) = std::sync::mpsc::channel::<()>();
                 let (peer, held) = runtime.block_on(async {
-                    let (mut stream, peer) = with_peer(|stream| {
+                    let (mut stream, peer) = with_peer(move |stream| {
+                        told.recv().unwrap();
                         let mut cursor = Keyed(40).cursor();
                         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                             peer::expect_until_end(&stream, &mut cursor)
@@ -657,6 +659,7 @@ mod poisoned {
                     if round % 3 > 0 {
                         assert!(poll_once(sending.as_mut()).await.is_pending());
                     }
+                    tell.send(()).unwrap();
                     match round % 3 {
                         0 => {
                             annulus::spawn(sending);
@@ -1031,6 +1034,8 @@ mod dropped_outside {
             let runtime = common::runtime(driver);
             let (tell, told) = std::sync::mpsc::channel::<()>();
             let (mut stream, all_come) = runtime.block_on(with_peer(move |stream| {
+                // One that reads while it is written to may take all of it from a single call.
+                told.recv().unwrap();
                 peer::expect(&stream, &mut Keyed(61).cursor(), BEYOND_SOCKETS);
                 peer::peer(move || {
                     told.recv().unwrap();
@@ -1042,6 +1047,7 @@ mod dropped_outside {
             let mut peer = None;
             runtime.block_on(async {
                 assert!(poll_once(sending.as_mut()).await.is_pending());
+                tell.send(()).unwrap();
                 // All of it is sent, and nobody fetches the buffer.
                 peer = Some(all_come.await);
                 settle().await;
