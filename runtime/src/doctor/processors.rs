@@ -51,7 +51,7 @@ fn count_of_list(list: &str) -> Option<usize> {
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
         last.checked_sub(first)?.checked_add(1)
     };
-    list.trim().split(',').map(count).sum()
+    list.trim().split(',').map(count).try_fold(0_usize, |sum, one| sum.checked_add(one?))
 }
 
 fn read_quota() -> Quota {
@@ -187,7 +187,8 @@ mod tests {
         for (list, count) in [("0\n", 1), ("0-3\n", 4), ("0-1,4,8-15\n", 11)] {
             assert_eq!(count_of_list(list), Some(count));
         }
-        for list in ["", "a", "3-1", "0-", "0-18446744073709551615"] {
+        let whole = "0-18446744073709551614";
+        for list in ["", "a", "3-1", "0-", "0-18446744073709551615", &format!("{whole},0")] {
             assert_eq!(count_of_list(list), None, "{list}");
         }
     }

@@ -50,7 +50,7 @@ impl Modules {
     /// The file, and the address in it as its symbol table has it.
     pub(super) fn find(&self, address: usize) -> Option<(Arc<Path>, usize)> {
         let found = self.mappings.iter().find(|it| (it.start..it.end).contains(&address))?;
-        Some((Arc::clone(&found.path), address - found.bias))
+        Some((Arc::clone(&found.path), address.checked_sub(found.bias)?))
     }
 }
 
@@ -104,6 +104,12 @@ mod tests {
         for nowhere in [0, 0x55d0_c0a1_0000, 0x55d0_c100_0000, 0x7f00_0000_9000, usize::MAX] {
             assert_eq!(modules.find(nowhere), None);
         }
+    }
+
+    #[test]
+    fn maps_out_of_order_tell_nothing_and_panic_nowhere() {
+        let maps = "9000-a000 r--p 0 0:1 7 /a\n1000-2000 r-xp 1000 0:1 7 /a\n";
+        assert_eq!(Modules::parse(maps, |_| true).find(0x1800), None);
     }
 
     #[test]
