@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the runtime from the bottom up. A module imports from its own layer and those
 /// below.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &[
         "sys", "sync", "cpus", "config", "contain", "notice", "fork", "ticks", "board", "trace",
-        "sim", "no_sim", "ring",
+        "sim", "no_sim", "ring", "choices", "seen",
     ],
     &["executor", "timers", "buf", "fd", "resident_key", "waiters"],
     &["driver", "error", "stall"],
@@ -33,6 +33,7 @@ const LAYERS: [&[&str]; 6] = [
         "simulation",
     ],
     &["doctor"],
+    &["fuzzing"],
 ];
 /// Past this a file is two ideas.
 const LINES_MAX: usize = 600;

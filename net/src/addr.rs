@@ -1,5 +1,8 @@
 //! What can be turned into socket addresses; names are looked up off the shard.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 

@@ -22,13 +22,20 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod addr;
+#[cfg(any(test, fuzzing))]
+mod choices;
 mod family;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 pub mod io;
 mod listener;
 mod memory;
 mod notice;
 mod operations;
+#[cfg(any(test, fuzzing))]
+mod seen;
 mod shortage;
 mod sockets;
 pub mod stream;

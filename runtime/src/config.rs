@@ -4,6 +4,9 @@
 //! outside its range is an error that names the setting, the value and what is allowed. The pool of
 //! blocking threads, which belongs to the process and to no runtime, names its own in `blocking`.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;

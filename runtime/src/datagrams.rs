@@ -1,5 +1,8 @@
 //! Receiving datagrams into the shard's pool, ahead of whoever asks for them.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::fmt;
 use std::io;
 use std::ops::Range;

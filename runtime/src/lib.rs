@@ -14,6 +14,8 @@
 
 mod blocking;
 mod board;
+#[cfg(any(test, fuzzing))]
+mod choices;
 mod config;
 mod contain;
 mod cpus;
@@ -34,6 +36,8 @@ mod resident;
 mod resident_key;
 mod ring;
 mod runtime;
+#[cfg(any(test, fuzzing))]
+mod seen;
 mod shard;
 mod shards;
 #[cfg(feature = "sim")]
@@ -51,6 +55,9 @@ mod waiters;
 pub mod buf;
 pub mod doctor;
 pub mod fs;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 pub mod metrics;
 pub mod shutdown;

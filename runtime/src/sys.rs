@@ -398,7 +398,8 @@ fn seal(file: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn memfd(name: &CStr) -> io::Result<OwnedFd> {
+/// A file in memory, which can be sealed and runs nothing.
+pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     let create = |flags| {
         // SAFETY: the name ends with a zero, and the kernel copies it.
         check(unsafe { libc::memfd_create(name.as_ptr(), flags) })

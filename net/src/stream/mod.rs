@@ -15,6 +15,8 @@
 mod connection;
 mod detach;
 mod direct;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inbound;
 mod outbound;
 mod owned;

@@ -184,21 +184,21 @@ impl Lent {
     }
 }
 
-struct SendZeroCopy {
+pub(super) struct SendZeroCopy {
     /// Until it is sent: a connection may be closed, or move, while the kernel reads the buffer.
-    fd: Option<Rc<Fd>>,
+    pub(super) fd: Option<Rc<Fd>>,
     /// Shared with the other parts.
-    buffer: Rc<dyn Held>,
-    start: usize,
+    pub(super) buffer: Rc<dyn Held>,
+    pub(super) start: usize,
 }
 
-enum Answer {
+pub(super) enum Answer {
     Sent(io::Result<usize>),
     Notice(Notice),
 }
 
 #[derive(Clone, Copy)]
-enum Notice {
+pub(super) enum Notice {
     Sent,
     Copied,
 }

@@ -1,5 +1,7 @@
 //! UDP: a socket, its options, and several datagrams by one call.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inbound;
 mod name;
 mod offload;

@@ -4,6 +4,9 @@
 //! on purpose, or change at any time. So it is copied by bounded reads and never mapped, a file
 //! that is cut short is an error, and every value may be anything.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -131,15 +134,19 @@ impl ProcessMetrics {
     fn check_alive(&self) -> io::Result<()> {
         let stat = format!("/proc/self/fd/{}/stat", self.process.as_raw_fd());
         let stat = fs::read_to_string(stat).unwrap_or_default();
-        // Behind the name, which may hold anything. One that nobody has waited for is a Z.
-        match stat.rsplit(") ").next().and_then(|rest| rest.chars().next()) {
-            Some('Z' | 'X') | None => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("process {} has ended", self.pid),
-            )),
-            Some(_) => Ok(()),
+        if is_alive(&stat) {
+            return Ok(());
         }
+        let text = format!("process {} has ended", self.pid);
+        Err(io::Error::new(io::ErrorKind::NotFound, text))
     }
+}
+
+/// Whether this `/proc/PID/stat` is of a process that runs.
+fn is_alive(stat: &str) -> bool {
+    // Behind the name, which may hold anything. One that nobody has waited for is a Z.
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
 }
 
 fn explain(pid: u32, error: &io::Error) -> io::Error {
@@ -166,7 +173,10 @@ fn open_boards(link: &Path) -> Option<File> {
 
 /// The number that the process has for itself, which in a container is another than ours.
 fn number_within(directory: &Path) -> Option<u32> {
-    let status = fs::read_to_string(directory.join("status")).ok()?;
+    innermost_number(&fs::read_to_string(directory.join("status")).ok()?)
+}
+
+fn innermost_number(status: &str) -> Option<u32> {
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     numbers.split_whitespace().last()?.parse().ok()
 }

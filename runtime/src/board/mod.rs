@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Driver;
 use crate::ticks::Ticks;
+#[cfg(fuzzing)]
+pub(crate) use attach::fuzz::boards;
 pub use attach::{ProcessMetrics, ShardMetrics};
 pub use figures::Metrics;
 pub(crate) use figures::SECOND;

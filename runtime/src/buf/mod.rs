@@ -3,6 +3,8 @@
 //! [`IoBuf`] and [`IoBufMut`] are what a program can give to an operation and get back with its
 //! answer. A [`Lease`] is what the shard's pool has received.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod lease;
 mod pool;
 mod slice;

@@ -15,6 +15,8 @@ use crate::config::{Config, Driver};
 pub use crate::driver::Feature;
 use crate::driver::{Cause, DriverInfo, Refusal, Surroundings, survey};
 use crate::error::BuildError;
+#[cfg(fuzzing)]
+pub(crate) use processors::fuzz::processors;
 
 /// What [`doctor`] has found. Printed, it is a report for people.
 ///

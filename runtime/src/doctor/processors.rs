@@ -1,5 +1,8 @@
 //! The processors of this process: how many there are, may be used, and are paid for.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

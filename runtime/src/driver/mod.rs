@@ -44,6 +44,10 @@ use crate::error::BuildError;
 use crate::fd::{Fd, Interest};
 use crate::notice::notify;
 use crate::resident_key::ResidentKey;
+#[cfg(fuzzing)]
+pub(crate) use refusal::fuzz::refusals;
+#[cfg(fuzzing)]
+pub(crate) use slots::fuzz::slots;
 
 /// How long a turn may wait for the kernel.
 #[derive(Clone, Copy, Debug)]

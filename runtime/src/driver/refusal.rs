@@ -5,6 +5,9 @@
 //! the process, and where that leaves more than one it is not guessed. Read when io_uring has been
 //! refused, never to decide whether to try it.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::fmt;
 use std::fs;
 use std::io;

@@ -3,6 +3,9 @@
 //! A key is an index and a generation. What the kernel sends back is looked up, never trusted: a
 //! key that is unknown or stale finds nothing.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::collections::VecDeque;
 use std::task::Waker;
 

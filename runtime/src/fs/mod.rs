@@ -46,4 +46,6 @@ mod options;
 
 pub use file::File;
 pub use metadata::Metadata;
+#[cfg(fuzzing)]
+pub(crate) use operations::fuzz::entries;
 pub use options::{OpenError, OpenOptions};

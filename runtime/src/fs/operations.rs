@@ -3,6 +3,9 @@
 //! Files are named by shared descriptors, which stay open while the kernel or a thread works on
 //! them. No request here waits for readiness: see [`carry`](crate::io::carry).
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};

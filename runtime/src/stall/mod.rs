@@ -33,6 +33,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::executor::{Observer, Pace, ShardId, TaskInfo};
+#[cfg(fuzzing)]
+pub(crate) use modules::fuzz::maps;
 use record::Record;
 
 /// Whom to tell of a stall.

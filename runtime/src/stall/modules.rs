@@ -1,5 +1,8 @@
 //! To which file of the process an address belongs, and where in it.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,8 @@
 
 mod arena;
 mod clock;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 mod wheel;
