@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use annulus::net::{TcpListener, TcpStream};
-use annulus::sim::{self, Faults};
+use annulus::sim::{self, Faults, Simulation};
 use annulus::{Driver, Shard, time};
 
 /// Faults of the ring alone: whatever goes wrong above is the driver's doing.
@@ -373,4 +373,84 @@ fn a_stream_moves_between_shards_with_every_byte() {
         });
         assert_eq!(report.left_open, 0, "{report:?}");
     });
+}
+
+#[test]
+fn the_driver_is_drawn_and_a_seed_is_one_run() {
+    let mut drivers = Vec::new();
+    let mut prints = std::collections::BTreeSet::new();
+    for seed in 0..12 {
+        let run = || {
+            Simulation::new(seed).faults(hostile()).run_and_report(|| async {
+                let server = serve_echo().await;
+                let (client, mut end) = pair().await;
+                let sent = bytes(8_000);
+                let pouring = annulus::spawn(async move {
+                    let mut client = client;
+                    pour(&mut client, sent).await;
+                });
+                let mut stream = TcpStream::connect(server).await.unwrap();
+                stream.write_all(b"beside").await.unwrap();
+                let received = drink(&mut end, 8_000).await;
+                assert!(received == bytes(8_000));
+                let mut back = [0; 6];
+                stream.read_exact(&mut back).await.unwrap();
+                pouring.await.unwrap();
+                annulus::driver_info().driver()
+            })
+        };
+        let (driver, report) = run();
+        assert_eq!((driver, report), run(), "seed {seed}");
+        drivers.push(driver);
+        prints.insert(report.fingerprint);
+    }
+    assert!(drivers.contains(&Driver::Uring) && drivers.contains(&Driver::Epoll), "{drivers:?}");
+    assert_eq!(prints.len(), 12);
+}
+
+/// Sends and reads back until that has worked once; whatever fails is tried again.
+async fn insist(server: SocketAddr) -> u32 {
+    for tries in 1..1000 {
+        let attempt = async {
+            let mut stream = TcpStream::connect(server).await?;
+            stream.write_all(&bytes(3_000)).await?;
+            let mut back = vec![0; 3_000];
+            stream.read_exact(&mut back).await?;
+            assert!(back == bytes(3_000));
+            Ok::<_, io::Error>(())
+        };
+        // A peer that was reset and cannot tell is not waited for.
+        if let Ok(Ok(())) = time::timeout(Duration::from_secs(20), attempt).await {
+            return tries;
+        }
+    }
+    panic!("a thousand tries, and none of them worked");
+}
+
+#[test]
+fn on_a_bad_network_too_who_tries_again_is_served_in_the_end() {
+    let mut tries = 0;
+    sim::each_seed(seeds(), |simulation| {
+        let simulation = simulation.driver(Driver::Uring).faults(Faults::harsh());
+        let (most, report) = simulation.run_and_report(|| async {
+            let listener = TcpListener::bind("10.0.0.1:7000").await.unwrap();
+            let server = listener.local_addr().unwrap();
+            annulus::spawn(async move {
+                loop {
+                    // What was reset before it was accepted is no reason to stop.
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    annulus::spawn(echo(stream));
+                }
+            });
+            let clients: Vec<_> = (0..4).map(|_| annulus::spawn(insist(server))).collect();
+            let mut most = 0;
+            for client in clients {
+                most = most.max(client.await.unwrap());
+            }
+            most
+        });
+        tries = tries.max(most);
+        assert_eq!(report.left_open, 0, "{report:?}");
+    });
+    assert!(tries > 1, "nothing has failed");
 }
