@@ -7,6 +7,7 @@ use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use annulus::net::{ListenerGroup, TcpListener, TcpStream};
@@ -69,10 +70,19 @@ fn echoes(simulation: Simulation, faults: Faults) -> Report {
     report
 }
 
+/// A process that is being started has, for a moment, every descriptor of this one: what is closed
+/// meanwhile is closed later. So none is started while runs are compared.
+static STARTING: RwLock<()> = RwLock::new(());
+
+fn while_none_is_started() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Epoll];
 
 #[test]
 fn a_server_and_its_clients_meet_in_memory() {
+    let _starting = while_none_is_started();
     for driver in DRIVERS {
         sim::each_seed(0..20, |simulation| {
             let simulation = simulation.driver(driver);
@@ -128,6 +138,7 @@ async fn everything() {
 
 #[test]
 fn shards_take_turns_and_nothing_is_lost_between_them() {
+    let _starting = while_none_is_started();
     for driver in DRIVERS {
         sim::each_seed(0..30, |simulation| {
             let ((), report) = simulation.driver(driver).shards(3).run_and_report(everything);
@@ -138,6 +149,7 @@ fn shards_take_turns_and_nothing_is_lost_between_them() {
 
 #[test]
 fn a_seed_gives_one_run() {
+    let _starting = while_none_is_started();
     let mut prints = BTreeSet::new();
     for seed in 0..10 {
         for simulation in each_driver(seed) {
@@ -160,6 +172,7 @@ fn a_seed_gives_the_same_run_in_another_process() {
         return;
     }
     let test = "a_seed_gives_the_same_run_in_another_process";
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
     let mut other = Command::new(env::current_exe().unwrap());
     let other = other.args(["--exact", test, "--nocapture"]).env(ASKED, "1").output().unwrap();
     let printed = String::from_utf8(other.stdout).unwrap();
