@@ -17,6 +17,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::operation::{Completion, MultishotOperation, Operation};
+use super::patience::Patience;
 use super::{Counts, Wait, Work};
 use crate::buf::Pool;
 use crate::executor::wake_own;
@@ -35,7 +36,8 @@ pub(crate) struct Epoll {
     enters: Cell<u64>,
     events: Cell<u64>,
     /// The last wait may have left events behind.
-    full: Cell<bool>,
+    behind: Cell<bool>,
+    patience: Patience,
 }
 
 impl Epoll {
@@ -54,7 +56,8 @@ impl Epoll {
             pool,
             enters: Cell::new(0),
             events: Cell::new(0),
-            full: Cell::new(false),
+            behind: Cell::new(false),
+            patience: Patience::default(),
         })
     }
 
@@ -78,7 +81,7 @@ impl Epoll {
 
     /// True if every event that had come by the last wait was taken.
     pub(crate) fn is_drained(&self) -> bool {
-        !self.full.get()
+        !self.behind.get()
     }
 
     /// Polls an operation of one answer.
@@ -190,11 +193,9 @@ impl Epoll {
                 _ => {}
             }
         });
-        self.full.set(self.events.get() - before >= EPOLL_EVENTS_MAX as u64);
-        match answer {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-            other => other,
-        }
+        let full = self.events.get() - before >= EPOLL_EVENTS_MAX as u64;
+        self.behind.set(full || answer.is_err());
+        self.patience.weigh(answer)
     }
 
     fn sweep(&self) {

@@ -20,6 +20,7 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 pub use self::table::Feature;
 pub(crate) use self::table::survey;
 use super::operation::Completion;
+use super::patience::Patience;
 use super::refusal::{Refusal, Stage};
 use crate::buf::{GROUP, Pool};
 use crate::config::Config;
@@ -367,11 +368,12 @@ const TRIED: u64 = 1;
 const MARK: u64 = 2;
 
 fn push(ring: &mut IoUring, entry: &squeue::Entry) {
+    let patience = Patience::default();
     // SAFETY: what a trial's entry refers to outlives its round trip.
     while unsafe { ring.submission().push(entry) }.is_err() {
         // A queue of one entry is full with the trial itself. If it cannot be submitted, the wait
         // that follows fails as well and says why; until then the queue may not be left.
-        if matches!(ring.submit(), Err(error) if error.kind() != io::ErrorKind::Interrupted) {
+        if patience.weigh(ring.submit().map(drop)).is_err() {
             return;
         }
     }
@@ -387,12 +389,14 @@ fn round_trip(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<Completio
     }
 }
 
-/// Submits what is queued and waits for an answer. A signal says nothing of io_uring.
+/// Submits what is queued and waits for an answer. A signal, or a kernel that is short of memory for
+/// a moment, says nothing of io_uring: the answer holds for the life of this process.
 fn wait_for_one(ring: &IoUring) -> io::Result<()> {
+    let patience = Patience::default();
     loop {
         match ring.submit_and_wait(1) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            answer => return answer.map(drop),
+            Ok(_) => return Ok(()),
+            failed => patience.weigh(failed.map(drop))?,
         }
     }
 }

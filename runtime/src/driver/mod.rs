@@ -10,6 +10,7 @@
 mod epoll;
 mod features;
 pub(crate) mod operation;
+mod patience;
 mod pools;
 mod quiet;
 mod refusal;

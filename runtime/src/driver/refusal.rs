@@ -437,6 +437,8 @@ impl fmt::Display for Errno {
         f.write_str(match self.0 {
             libc::EPERM => "EPERM",
             libc::EACCES => "EACCES",
+            libc::EAGAIN => "EAGAIN",
+            libc::EBUSY => "EBUSY",
             libc::ENOSYS => "ENOSYS",
             libc::ENOMEM => "ENOMEM",
             libc::EINVAL => "EINVAL",

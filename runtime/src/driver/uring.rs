@@ -26,6 +26,7 @@ use io_uring::{EnterFlags, opcode, squeue};
 
 use super::features::{Ring, quiet_sends, zero_copy_sends};
 use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
+use super::patience::Patience;
 use super::pools::Pools;
 use super::quiet::{Batch, Quiet};
 use super::slots::{Arrival, IGNORED_KEY, Key, Multishot, Slots, State, WAKE_KEY};
@@ -36,9 +37,6 @@ use crate::fd::Fd;
 use crate::resident_key::ResidentKey;
 use crate::{ring, sys};
 
-/// Enters in a row that may fail for want of kernel memory before the failure surfaces.
-const FAILURES_MAX: u32 = 1000;
-
 /// How often one turn asks the kernel for completions that did not fit the queue.
 const OVERFLOW_ROUNDS_MAX: u32 = 64;
 
@@ -48,6 +46,7 @@ pub(crate) struct Uring {
     pools: Pools,
     /// Where the buffers of quiet sends go.
     spare: Rc<Spare>,
+    patience: Patience,
 }
 
 struct Inner {
@@ -60,7 +59,6 @@ struct Inner {
     sends_quietly: bool,
     wake_fd: RawFd,
     no_iowait: bool,
-    failures: u32,
     counts: Counts,
 }
 
@@ -76,11 +74,15 @@ impl Uring {
             sends_quietly: quiet_sends(),
             wake_fd,
             no_iowait,
-            failures: 0,
             counts: Counts::default(),
         };
         inner.arm_wake();
-        Uring { inner: RefCell::new(inner), pools: Pools::new(pool), spare }
+        Uring {
+            inner: RefCell::new(inner),
+            pools: Pools::new(pool),
+            spare,
+            patience: Patience::default(),
+        }
     }
 
     #[inline]
@@ -356,7 +358,8 @@ impl Uring {
         inner.reap(work);
         inner.reap_overflow(work);
         inner.settle_quiet(&self.spare);
-        inner.weigh(entered)
+        // Everything was reaped before this is asked.
+        self.patience.weigh(entered)
     }
 
     /// Cancels everything and reaps until nothing is in flight. True if nothing is.
@@ -574,27 +577,6 @@ impl Inner {
         // Entries that a failed enter had left may have been taken since the reaping.
         if taken && self.ring.completion().is_empty() {
             self.quiet.settle(spare);
-        }
-    }
-
-    /// Decides what a failed enter means. Everything was reaped before this is asked.
-    fn weigh(&mut self, entered: io::Result<()>) -> io::Result<()> {
-        let Err(error) = entered else {
-            self.failures = 0;
-            return Ok(());
-        };
-        match error.raw_os_error() {
-            // A signal, or the deadline: the clock and the queues decide what is due.
-            Some(libc::EINTR | libc::ETIME) => Ok(()),
-            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.failures < FAILURES_MAX => {
-                self.failures += 1;
-                if self.failures > 8 {
-                    // The kernel is short of memory. Give it time; never spin.
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Ok(())
-            }
-            _ => Err(error),
         }
     }
 }
