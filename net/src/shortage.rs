@@ -4,15 +4,17 @@ use std::io;
 
 /// Errors that come back at once until something is freed.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    // ENOSPC: a descriptor could not be registered with epoll.
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::ENOSPC];
     error.raw_os_error().is_some_and(|errno| shortages.contains(&errno))
 }
 
-/// What to do about a shortage of descriptors.
+/// What to do about a shortage of descriptors, or of what epoll may watch.
 pub(crate) fn remedy(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error() {
         Some(libc::EMFILE) => Some("raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE= in systemd)"),
         Some(libc::ENFILE) => Some("raise the sysctl fs.file-max"),
+        Some(libc::ENOSPC) => Some("raise the sysctl fs.epoll.max_user_watches"),
         _ => None,
     }
 }

@@ -71,6 +71,10 @@ fn remedy(error: &io::Error) -> &'static str {
             "; this process has as many descriptors as RLIMIT_NOFILE allows, raise it (ulimit -n)"
         }
         Some(libc::ENFILE) => "; the system has no descriptor left, raise the sysctl fs.file-max",
+        Some(libc::ENOSPC) => {
+            "; this user watches as much by epoll as is allowed, raise the sysctl \
+             fs.epoll.max_user_watches"
+        }
         Some(libc::EAGAIN) => {
             "; no further thread is allowed, raise RLIMIT_NPROC (ulimit -u) or the pids.max of the \
              cgroup"
