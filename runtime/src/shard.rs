@@ -277,10 +277,10 @@ impl Shard {
     }
 
     /// With a paused clock, waiting for a timer means moving the clock: not before the kernel has
-    /// been asked once more, and not while a blocking job needs real time.
+    /// been asked once more and has told everything, and not while a blocking job needs real time.
     fn idle_paused(&self, root: &RootWaker) -> Wait {
         self.enter(Wait::No);
-        if self.has_ready(root) || !self.mailbox.is_empty() {
+        if self.has_ready(root) || !self.mailbox.is_empty() || !self.driver.is_drained() {
             return Wait::No;
         }
         let deadline = self.timers.borrow().next_deadline();
