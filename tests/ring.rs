@@ -26,6 +26,7 @@ use io_uring::opcode;
 use io_uring::types::CancelBuilder;
 
 use common::bytes::Keyed;
+use common::faults::{LOG, faults, with_faults};
 use common::peer::{self, peer};
 use common::process::{self, READY, Running, Scratch, need_strace};
 use common::steps::{echo, listen, poll_once, serve_echo, settle, with_peer};
@@ -290,24 +291,6 @@ fn serves_in_spite_of(driver: Driver, rules: &[&str]) -> String {
     errors
 }
 
-/// How many calls strace has answered in the kernel's place.
-fn faults(scratch: &Scratch) -> usize {
-    let log = std::fs::read_to_string(scratch.path(LOG)).expect("read the log of strace");
-    log.lines().filter(|line| line.contains("(INJECTED)")).count()
-}
-
-/// The role under strace, which puts faults in by these rules.
-fn with_faults(driver: Driver, mut role: Command, scratch: &Scratch, rules: &[&str]) -> Command {
-    role.env("ANNULUS_DRIVER", driver.to_string());
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-o"]).arg(scratch.path(LOG));
-    for rule in rules {
-        strace.args(["-e", &format!("inject={rule}")]);
-    }
-    strace.arg("--");
-    process::behind(strace, &role)
-}
-
 // Started under strace by the tests above.
 #[test]
 fn role_serves_echo_whatever_accept_says() {
@@ -505,7 +488,6 @@ fn fd() -> Rc<Fd> {
     Fd::new(peer::listen().0.into())
 }
 
-const LOG: &str = "strace.log";
 const REPORTED: &str = "accept has failed: ";
 const PATIENCE: Duration = Duration::from_millis(20);
 // As in linux/io_uring.h.

@@ -668,8 +668,12 @@ async fn read_until_end(stream: &mut UnixStream, key: Keyed, total: u64) {
 fn expect_until_end(mut stream: &net::UnixStream, key: Keyed, total: u64) {
     let mut received = key.cursor();
     let mut buf = vec![0; 10_000];
-    while let count @ 1.. = stream.read(&mut buf).unwrap() {
-        received.check(&buf[..count]);
+    loop {
+        match stream.read(&mut buf) {
+            Ok(0) => break,
+            Ok(count) => received.check(&buf[..count]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}"),
+        }
     }
     assert_eq!(received.offset, total);
 }

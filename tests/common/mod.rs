@@ -17,10 +17,12 @@ use annulus::{Driver, Runtime};
 pub(crate) mod bytes;
 pub(crate) mod contract;
 pub(crate) mod cut;
+pub(crate) mod faults;
 pub(crate) mod http;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod steps;
+pub(crate) mod storm;
 
 /// Makes a module with one test per driver from each function in it.
 ///
@@ -130,6 +132,7 @@ impl Test {
 
     fn watched(self, body: impl FnOnce()) {
         process::raise_descriptor_limit();
+        storm::start_if_asked();
         // Waiting for the turn is no part of the test's time.
         let _turn = Turn::take(self.alone);
         let _watchdog = Watchdog::start(self.name, self.deadline * slower());

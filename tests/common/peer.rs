@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::bytes::{Cursor, Keyed, Numbers};
+use super::storm;
 
 /// Runs blocking work on its own thread. Await the peer inside a runtime, `join` it outside.
 pub(crate) fn peer<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Peer<T> {
@@ -18,6 +19,7 @@ pub(crate) fn peer<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     let thread = thread::Builder::new()
         .name("peer".into())
         .spawn(move || {
+            storm::keep_out();
             let result = catch_unwind(AssertUnwindSafe(work));
             let waker = {
                 let mut outcome = shared.lock().expect("no panic under this lock");
@@ -78,7 +80,13 @@ impl<T> Future for Peer<T> {
 /// A blocking connection whose every call ends in time.
 #[track_caller]
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
-    with_timeouts(TcpStream::connect_timeout(&addr, patience()).expect("connect to the server"))
+    loop {
+        match TcpStream::connect_timeout(&addr, patience()) {
+            // A signal says nothing of the server.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            connected => return with_timeouts(connected.expect("connect to the server")),
+        }
+    }
 }
 
 /// A listener of the standard library on a port of its own.
@@ -140,11 +148,11 @@ pub(crate) fn expect(mut stream: &TcpStream, cursor: &mut Cursor, len: usize) {
 
 /// Receives until the end of the stream, checks each byte, and returns how many there were.
 #[track_caller]
-pub(crate) fn expect_until_end(mut stream: &TcpStream, cursor: &mut Cursor) -> u64 {
+pub(crate) fn expect_until_end(stream: &TcpStream, cursor: &mut Cursor) -> u64 {
     let start = cursor.offset;
     let mut buf = vec![0; PIECE];
     loop {
-        match stream.read(&mut buf).expect("a peer's read") {
+        match read(stream, &mut buf).expect("a peer's read") {
             0 => return cursor.offset - start,
             n => cursor.check(&buf[..n]),
         }
@@ -153,20 +161,30 @@ pub(crate) fn expect_until_end(mut stream: &TcpStream, cursor: &mut Cursor) -> u
 
 /// Fails unless the stream is at its end: a FIN, not a reset, not a byte.
 #[track_caller]
-pub(crate) fn expect_end(mut stream: &TcpStream) {
+pub(crate) fn expect_end(stream: &TcpStream) {
     let mut byte = [0];
-    assert_eq!(stream.read(&mut byte).expect("a peer's read at the end"), 0, "more bytes came");
+    assert_eq!(read(stream, &mut byte).expect("a peer's read at the end"), 0, "more bytes came");
 }
 
 /// Fails unless the connection is over, by a FIN or by a reset.
 #[track_caller]
-pub(crate) fn expect_closed(mut stream: &TcpStream) {
+pub(crate) fn expect_closed(stream: &TcpStream) {
     let mut byte = [0];
-    match stream.read(&mut byte) {
+    match read(stream, &mut byte) {
         Ok(0) => {}
         Ok(_) => panic!("more bytes came on a connection that should be over"),
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
         Err(error) => panic!("the connection is not over: {error}"),
+    }
+}
+
+/// One read, made again when a signal ends it: also a test's own thread may stand in a storm.
+fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            answer => return answer,
+        }
     }
 }
 

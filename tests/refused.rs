@@ -1,0 +1,361 @@
+//! Refusals and limits of a process: what they cost is told with its name, and spoils nothing else.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use annulus::net::{ListenerGroup, TcpStream};
+use annulus::time::{sleep, timeout};
+use annulus::{BuildError, Driver, Runtime, Shard};
+
+use common::bytes::Keyed;
+use common::peer::{self, peer};
+use common::process::{
+    self, IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, READY, Running, Scratch, cpu_ms,
+    in_own_process, refuse_here, unprivileged,
+};
+use common::steps::{listen, pair, serve_echo};
+use common::{Test, each_driver};
+
+mod common;
+
+// Refused on one thread only, as a filter is: nothing of it sticks to the process.
+#[test]
+fn a_shortage_at_the_building_of_a_runtime_is_told_and_holds_for_no_other() {
+    let name = "a_shortage_at_the_building_of_a_runtime_is_told_and_holds_for_no_other";
+    Test::named(name).deadline_s(60).with_uring(|| {
+        let (status, output, errors) =
+            Running::start(process::role("role_builds_while_short")).finish();
+        assert!(status.success(), "{output}\n{errors}");
+    });
+}
+
+// All processes of a user share the limit, so that each size has a process of its own.
+#[test]
+fn a_limit_on_locked_memory_gives_a_smaller_ring_or_is_named() {
+    let test = Test::named("a_limit_on_locked_memory_gives_a_smaller_ring_or_is_named");
+    test.alone().deadline_s(120).with_uring(|| {
+        let scratch = Scratch::new();
+        let role = process::role("role_builds");
+        let program = scratch.program(role.get_program().as_ref());
+        let said = |limit: u64, driver: Driver| {
+            let mut command = process::moved(&role, &program);
+            command.env("ANNULUS_DRIVER", driver.to_string());
+            unprivileged(&mut command, limit);
+            let mut child = Running::start(command);
+            let said = child.line_after(READY);
+            let (status, _, errors) = child.finish();
+            assert!(status.success(), "{errors}");
+            (said, errors)
+        };
+        let (none, notice) = said(0, Driver::Auto);
+        let told =
+            "epoll (io_uring_setup was refused with ENOMEM (locked memory limited to 0 bytes, ";
+        assert!(none.starts_with(told), "{none}");
+        assert!(notice.contains("annulus: running on epoll: "), "{notice}");
+        let (strict, _) = said(0, Driver::Uring);
+        assert!(strict.starts_with("error: refused: "), "{strict}");
+        for part in ["RLIMIT_MEMLOCK", "ulimit -l", "ANNULUS_DRIVER=epoll"] {
+            assert!(strict.contains(part), "{part} is missing in: {strict}");
+        }
+        // Half of what the whole ring needs: a smaller one, without a word.
+        assert_eq!(said(64 << 10, Driver::Auto), ("io_uring".to_owned(), String::new()));
+        assert_eq!(said(8 << 20, Driver::Auto), ("io_uring".to_owned(), String::new()));
+    });
+}
+
+each_driver! {
+    // By `fs.epoll.max_user_watches`, say. On the ring nothing is registered.
+    #[alone]
+    #[deadline_s(60)]
+    fn a_descriptor_that_cannot_be_registered_is_an_error_now_and_then(driver: Driver) {
+        in_own_process("a_descriptor_that_cannot_be_registered_is_an_error_now_and_then", driver, || {
+            let runtime = common::runtime(driver);
+            runtime.block_on(async {
+                let (listener, addr) = listen().await;
+                // The accepted end: the connect has registered the other one.
+                    let (_near, mut stream) = pair().await;
+                refuse_here(&[(libc::SYS_epoll_ctl as u32, libc::ENOSPC)]);
+                let before = cpu_ms();
+                let start = Instant::now();
+                let mut errors = 0;
+                while start.elapsed() < Duration::from_secs(1) {
+                    match timeout(Duration::from_millis(300), listener.accept()).await {
+                        Ok(Err(error)) => {
+                            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                            errors += 1;
+                        }
+                        Ok(Ok(_)) => panic!("nobody has connected"),
+                        Err(_elapsed) => {}
+                    }
+                }
+                let spent = cpu_ms() - before;
+                assert!(errors <= 11, "{errors} errors in a second");
+                assert!(spent < 500, "{spent} ms of processor time in a second of waiting");
+                let read = timeout(Duration::from_millis(20), stream.read(&mut [0])).await;
+                if driver == Driver::Epoll {
+                    assert!(errors > 1, "{errors} errors in a second");
+                    let error = read.expect("an error").unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                } else {
+                    assert_eq!(errors, 0);
+                    read.unwrap_err();
+                }
+                // What needs no waiting works.
+                let client = peer(move || peer::connect(addr)).await;
+                let accepted = timeout(Duration::from_secs(5), async {
+                    while listener.accept().await.is_err() {}
+                });
+                accepted.await.expect("it accepts in the end");
+                drop(client);
+            });
+        });
+    }
+
+    #[alone]
+    fn a_connect_without_descriptors_keeps_its_errno(driver: Driver) {
+        in_own_process("a_connect_without_descriptors_keeps_its_errno", driver, || {
+            common::runtime(driver).block_on(async {
+                let (_listener, addr) = listen().await;
+                for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+                    let failed = thread::spawn(move || {
+                        let runtime = common::runtime(driver);
+                        refuse_here(&[(libc::SYS_socket as u32, errno)]);
+                        runtime.block_on(TcpStream::connect(addr)).map(drop).unwrap_err()
+                    });
+                    let error = failed.join().expect("no panic");
+                    assert_eq!(error.raw_os_error(), Some(errno), "{error}");
+                }
+            });
+        });
+    }
+
+    // More clients than descriptors, and no right to have more of them.
+    #[alone]
+    #[deadline_s(60)]
+    fn a_flood_beyond_the_descriptors_of_a_user_is_served_in_the_end(driver: Driver) {
+        for role in ["role_accepts_on_64_descriptors", "role_serves_on_64_descriptors"] {
+            let scratch = Scratch::new();
+            let role = process::role(role);
+            let program = scratch.program(role.get_program().as_ref());
+            let mut command = process::moved(&role, &program);
+            command.env("ANNULUS_DRIVER", driver.to_string());
+            unprivileged(&mut command, 8 << 20);
+            let mut child = Running::start(command);
+            let addr: SocketAddr = child.line_after(READY).parse().expect("an address");
+            let start = Instant::now();
+            let clients: Vec<_> = (0..200).map(|_| peer::connect(addr)).collect();
+            for client in &clients {
+                peer::send(client, &mut Keyed(1).cursor(), 100);
+            }
+            for client in clients {
+                // In the order in which they came: each end makes room for another.
+                peer::expect(&client, &mut Keyed(1).cursor(), 100);
+            }
+            peer::echo(&peer::connect(addr), Keyed(2), 100_000);
+            let seconds = start.elapsed().as_secs() + 1;
+            child.close_input();
+            let told: u64 = child.line_after("@errors ").parse().expect("a number");
+            let (status, output, errors) = child.finish();
+            assert!(status.success(), "{status}: {output}{errors}");
+            // Every 100 ms on each of two shards.
+            assert!((1..=20 * seconds).contains(&told), "{told} errors in {seconds} s");
+        }
+    }
+
+    // A filter may come after the start, when a program gives up its rights.
+    #[alone]
+    fn a_shard_that_starts_behind_a_filter_runs_or_says_why_not(driver: Driver) {
+        let refusals = [
+            (IO_URING_SETUP, libc::EPERM, "io_uring_setup was refused with EPERM (seccomp filter)"),
+            (IO_URING_SETUP, libc::ENOSYS, "io_uring_setup was refused with ENOSYS (seccomp filter)"),
+            (IO_URING_REGISTER, libc::EPERM, "io_uring_register was refused with EPERM"),
+        ];
+        in_own_process("a_shard_that_starts_behind_a_filter_runs_or_says_why_not", driver, || {
+            for (call, errno, told) in refusals {
+                for asked in [driver, Driver::Auto] {
+                    let said = thread::spawn(move || second_shard_behind_a_filter(asked, call, errno));
+                    let said = said.join().expect("no panic");
+                    match asked {
+                        Driver::Uring => assert!(said.contains("seccomp"), "{said}"),
+                        Driver::Epoll => assert_eq!(said, "epoll (asked for)"),
+                        _ => assert!(said.contains(told), "{said}"),
+                    }
+                }
+            }
+        });
+    }
+
+    // It cannot be cured. But it is told, and what was in flight is let go of.
+    #[alone]
+    fn a_wait_that_a_filter_refuses_ends_block_on_with_its_errno(driver: Driver) {
+        let name = "a_wait_that_a_filter_refuses_ends_block_on_with_its_errno";
+        in_own_process(name, driver, || {
+            for (errno, told) in [(libc::EPERM, "os error 1"), (libc::ENOSYS, "os error 38")] {
+                let ended = thread::spawn(move || {
+                    let runtime = common::runtime(driver);
+                    runtime.block_on(async {
+                        let _addr = serve_echo().await;
+                        sleep(Duration::from_millis(1)).await;
+                        refuse_here(&[
+                            (IO_URING_ENTER, errno),
+                            (libc::SYS_epoll_wait as u32, errno),
+                            (libc::SYS_epoll_pwait2 as u32, errno),
+                        ]);
+                        sleep(Duration::from_secs(60)).await;
+                    });
+                });
+                let panic = ended.join().expect_err("it cannot wait");
+                let text = panic.downcast_ref::<String>().expect("a text");
+                assert!(text.contains("the kernel refuses to wait") && text.contains(told), "{text}");
+            }
+        });
+    }
+}
+
+#[test]
+fn role_builds_while_short() {
+    if !process::in_role() {
+        return;
+    }
+    let shortages = [
+        (libc::SYS_mmap, libc::ENOMEM, "annot allocate memory"),
+        (libc::SYS_eventfd2, libc::EMFILE, "RLIMIT_NOFILE"),
+        (libc::SYS_epoll_create1, libc::EMFILE, "RLIMIT_NOFILE"),
+        (libc::SYS_epoll_create1, libc::ENFILE, "fs.file-max"),
+        (libc::SYS_epoll_create1, libc::ENOMEM, "annot allocate memory"),
+        (libc::SYS_epoll_ctl, libc::ENOSPC, "fs.epoll.max_user_watches"),
+        (libc::SYS_epoll_ctl, libc::ENOMEM, "annot allocate memory"),
+        (i64::from(IO_URING_SETUP), libc::EMFILE, "RLIMIT_NOFILE"),
+        (i64::from(IO_URING_SETUP), libc::ENFILE, "fs.file-max"),
+    ];
+    for driver in [Driver::Auto, Driver::Epoll] {
+        for (call, errno, told) in shortages {
+            let only_the_ring = call == i64::from(IO_URING_SETUP);
+            let only_epoll = [libc::SYS_epoll_create1, libc::SYS_epoll_ctl].contains(&call);
+            let surfaces = match driver {
+                Driver::Epoll => !only_the_ring,
+                _ => !only_epoll,
+            };
+            let built = thread::spawn(move || {
+                refuse_here(&[(call as u32, errno)]);
+                built(driver)
+            });
+            let built = built.join().expect("no panic");
+            match built {
+                Ok(driver) => assert!(!surfaces, "{call} with {errno}: built on {driver}"),
+                Err(error) => {
+                    assert!(surfaces, "{call} with {errno} on {driver}: {error}");
+                    assert!(error.contains(told), "{call} with {errno} on {driver}: {error}");
+                }
+            }
+        }
+    }
+    assert_eq!(built(Driver::Auto).as_deref(), Ok("io_uring"));
+}
+
+/// Builds a runtime and uses it. Which driver it is on, or what the error says.
+fn built(driver: Driver) -> Result<String, String> {
+    let runtime = Runtime::builder().driver(driver).build().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let addr = serve_echo().await;
+        peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+    });
+    let info = runtime.driver().to_string();
+    Ok(info)
+}
+
+#[test]
+fn role_builds() {
+    if !process::in_role() {
+        return;
+    }
+    match Runtime::new() {
+        Ok(runtime) => {
+            runtime.block_on(async {
+                let addr = serve_echo().await;
+                peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+            });
+            println!("{READY}{}", runtime.driver());
+        }
+        Err(error @ BuildError::Refused(_)) => println!("{READY}error: refused: {error}"),
+        Err(error) => println!("{READY}error: {error}"),
+    }
+}
+
+#[test]
+fn role_accepts_on_64_descriptors() {
+    serves_on_64_descriptors(async |addr| {
+        let (listener, bound) = listen().await;
+        addr(bound);
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    annulus::spawn(async move { drop(echo_once(stream).await) });
+                }
+                Err(_) => count_error(),
+            }
+        }
+    });
+}
+
+#[test]
+fn role_serves_on_64_descriptors() {
+    serves_on_64_descriptors(async |addr| {
+        let group = ListenerGroup::bind("127.0.0.1:0").expect("bind a group");
+        addr(group.local_addr());
+        let group = group.on_accept_error(|_| count_error());
+        group.serve(async |stream, _| drop(echo_once(stream).await)).await.expect("serve");
+    });
+}
+
+fn serves_on_64_descriptors(serve: impl AsyncFnOnce(&dyn Fn(SocketAddr))) {
+    if !process::in_role() {
+        return;
+    }
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    process::set_descriptor_limit(limit).expect("lower the limit of descriptors");
+    let runtime = Runtime::builder().shards(2).build().expect("build a runtime");
+    runtime.block_on(async {
+        let over = annulus::task::spawn_blocking(|| {
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)
+        });
+        let serving = serve(&|addr| println!("{READY}{addr}"));
+        common::steps::race(over, serving).await;
+    });
+    println!("@errors {}", ERRORS.load(Ordering::Relaxed));
+}
+
+/// How often the roles above were told that they cannot accept.
+static ERRORS: AtomicU64 = AtomicU64::new(0);
+
+fn count_error() {
+    ERRORS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Answers what comes within a moment, and ends: a client of a flood asks once.
+async fn echo_once(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut bytes = vec![0; 16 * 1024];
+    while let Ok(read) = timeout(Duration::from_millis(300), stream.read(&mut bytes)).await {
+        match read? {
+            0 => break,
+            count => stream.write_all(&bytes[..count]).await?,
+        }
+    }
+    Ok(())
+}
+
+/// What the second shard of a runtime says that starts behind a filter: its driver, or why not.
+fn second_shard_behind_a_filter(driver: Driver, call: u32, errno: i32) -> String {
+    let runtime = Runtime::builder().driver(driver).shards(2).build().expect("build a runtime");
+    runtime.block_on(async {
+        refuse_here(&[(call, errno)]);
+        let second = Shard::all()[1].spawn_with(|| async {
+            let addr = serve_echo().await;
+            peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+            annulus::driver_info().to_string()
+        });
+        second.await.unwrap_or_else(|error| error.to_string())
+    })
+}
