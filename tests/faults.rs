@@ -1,5 +1,5 @@
-//! Answers of a kernel that is short of something, and processes that are stopped or killed: what of
-//! it must be told is told, and life goes on.
+//! Answers of a kernel that is short of something, and processes that are stopped or killed: what
+//! must be told of it is told, and life goes on.
 //!
 //! What must never be seen is asked by `.ci/faults`, of every test there is.
 

@@ -75,10 +75,10 @@ impl<F: Family> Listener<F> {
     ///
     /// # Errors
     ///
-    /// Without a descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), or where epoll
-    /// may watch no more (`ENOSPC`), at most once every 100 ms: a loop that logs the error and goes
-    /// on does not spin, and clients that wait are served when there is room again. On another shard
-    /// than the listener's: an error that says so.
+    /// Without a descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), or where
+    /// epoll may watch no more (`ENOSPC`), at most once every 100 ms: a loop that logs the error
+    /// and goes on does not spin, and clients that wait are served when there is room again. On
+    /// another shard than the listener's: an error that says so.
     ///
     /// # Cancel safety
     ///

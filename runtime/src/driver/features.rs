@@ -389,8 +389,8 @@ fn round_trip(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<Completio
     }
 }
 
-/// Submits what is queued and waits for an answer. A signal, or a kernel that is short of memory for
-/// a moment, says nothing of io_uring: the answer holds for the life of this process.
+/// Submits what is queued and waits for an answer. A signal, or a kernel that is short of memory
+/// for a moment, says nothing of io_uring: the answer holds for the life of this process.
 fn wait_for_one(ring: &IoUring) -> io::Result<()> {
     let patience = Patience::default();
     loop {
