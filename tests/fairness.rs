@@ -26,6 +26,9 @@ mod common;
 /// Turns of the others that must come while a nuisance goes on.
 const BEATS: u32 = 10;
 
+/// Reads of one task that wait, more than its share of ready futures (128).
+const QUIET: usize = 150;
+
 /// Sees timers fire, mail arrive and a quiet connection answered, again and again.
 async fn everybody_has_turns() {
     let address = serve_echo().await;
@@ -77,6 +80,39 @@ each_driver! {
     }
 
     #[deadline_s(120)]
+    async fn what_waits_takes_no_turns_from_what_is_ready_beside_it() {
+        // More than the futures that may be ready in one poll of a task.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (mut quiet, mut peers) = (Vec::new(), Vec::new());
+        for _ in 0..QUIET {
+            peers.push(peer::connect(address));
+            quiet.push(listener.accept().await.unwrap().0);
+        }
+        let mut buffers = vec![[0; 1]; QUIET];
+        let mut reads: Vec<_> = quiet
+            .iter_mut()
+            .zip(&mut buffers)
+            .map(|(stream, buffer)| Box::pin(stream.read(buffer)))
+            .collect();
+        let mut timer = Box::pin(sleep(Duration::from_millis(1)));
+        peers[QUIET - 1].write_all(b"x").unwrap();
+        let (mut fired, mut read, mut polls) = (false, false, 0);
+        // As a join does it: all of them, in the same order each time.
+        poll_fn(|cx| {
+            polls += 1;
+            for reading in &mut reads[..QUIET - 1] {
+                assert!(reading.as_mut().poll(cx).is_pending(), "nothing was sent there");
+            }
+            read = read || reads[QUIET - 1].as_mut().poll(cx).is_ready();
+            fired = fired || timer.as_mut().poll(cx).is_ready();
+            if fired && read || polls > 1000 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert!(fired && read, "not in {polls} polls: timer {fired}, read {read}");
+        assert!(polls < 100, "{polls} polls for two events");
+    }
+
     async fn tasks_that_never_wait_leave_turns_to_others() {
         let yields = spawn(async {
             loop {

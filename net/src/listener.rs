@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use annulus_runtime::LIMITS;
 use annulus_runtime::io::{
-    Fd, Homed, Multishot, Place, Release, Resident, Waiters, accept, accept_paused, poll_budget,
-    set_nonblocking,
+    Fd, Homed, Multishot, Place, Release, Resident, Waiters, accept, accept_paused,
+    set_nonblocking, within_budget,
 };
 use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
@@ -275,8 +275,7 @@ impl<F: Family> Accepting<'_, F> {
 
     pub(crate) fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted<F>>> {
         let state = self.listener.state.get()?;
-        ready!(poll_budget(cx));
-        self.place.poll(cx, |_| state.poll_accept())
+        within_budget(cx, |cx| self.place.poll(cx, |_| state.poll_accept()))
     }
 }
 

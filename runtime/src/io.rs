@@ -5,7 +5,7 @@
 //! by a [`Multishot`]. Both hold the descriptor through `Rc<Fd>`. State that must stay on its
 //! shard, while its handle travels, is a [`Resident`].
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 pub use crate::buf::PoolBuffer;
 pub use crate::datagrams::{Datagram, ReceiveDatagrams};
@@ -62,6 +62,45 @@ use crate::{blocking, shard};
 #[inline]
 pub fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
     shard::with(|shard| shard.poll_budget(cx))
+}
+
+/// Polls what may be ready, and counts it as [`poll_budget`] does. What waits is not counted: a
+/// task may have any number of futures that wait, and still sees the one that is ready.
+///
+/// # Examples
+///
+/// ```
+/// use std::future::poll_fn;
+/// use std::task::Poll;
+///
+/// use annulus_runtime::io::within_budget;
+///
+/// # annulus_runtime::Runtime::new()?.block_on(async {
+/// let answer = poll_fn(|cx| {
+///     for _ in 0..1000 {
+///         assert!(within_budget(cx, |_| Poll::<()>::Pending).is_pending());
+///     }
+///     within_budget(cx, |_| Poll::Ready(7))
+/// });
+/// assert_eq!(answer.await, 7);
+/// # });
+/// # Ok::<(), annulus_runtime::BuildError>(())
+/// ```
+///
+/// # Panics
+///
+/// Outside of a runtime.
+#[inline]
+pub fn within_budget<T>(
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+) -> Poll<T> {
+    ready!(poll_budget(cx));
+    let answer = poll(cx);
+    if answer.is_pending() {
+        shard::with(|shard| shard.budget.set(shard.budget.get() + 1));
+    }
+    answer
 }
 
 /// True if the kernel receives into the shard's pool ahead of the reader: on io_uring.

@@ -65,7 +65,7 @@ pub(crate) struct Shard {
     /// A shard with a thread of its own was told to end.
     ending: Cell<bool>,
     /// How many more times a future of the task being polled may be ready in this poll.
-    budget: Cell<u32>,
+    pub(crate) budget: Cell<u32>,
     /// Kept for its capacity.
     work: Cell<Work>,
     /// Where another loop looks for news.

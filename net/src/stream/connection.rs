@@ -12,7 +12,7 @@ use std::time::Duration;
 use annulus_runtime::buf::Lease;
 use annulus_runtime::io::simulated::is_simulated;
 use annulus_runtime::io::{
-    Connected, Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, poll_budget, settle,
+    Connected, Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, settle, within_budget,
 };
 use annulus_runtime::spawn;
 use annulus_runtime::task::AbortHandle;
@@ -88,8 +88,9 @@ impl Connection {
         memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<usize>> {
-        ready!(poll_budget(cx));
-        let count = ready!(self.inbound.borrow_mut().poll_read(cx, memory, take))?;
+        let count = ready!(within_budget(cx, |cx| {
+            self.inbound.borrow_mut().poll_read(cx, memory, take)
+        }))?;
         if count == 0 && !memory.is_empty() {
             self.outbound().end()?;
         }
@@ -97,8 +98,7 @@ impl Connection {
     }
 
     pub(crate) fn poll_lease(&self, cx: &mut Context<'_>) -> Poll<io::Result<Lease>> {
-        ready!(poll_budget(cx));
-        let lease = ready!(self.inbound.borrow_mut().poll_lease(cx))?;
+        let lease = ready!(within_budget(cx, |cx| self.inbound.borrow_mut().poll_lease(cx)))?;
         if lease.is_empty() {
             self.outbound().end()?;
         }
@@ -132,8 +132,7 @@ impl Connection {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(poll_budget(cx));
-        self.outbound().poll_write(cx, slices)
+        within_budget(cx, |cx| self.outbound().poll_write(cx, slices))
     }
 
     pub(super) fn poll_attempt(
@@ -141,8 +140,7 @@ impl Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<Attempt>> {
-        ready!(poll_budget(cx));
-        self.outbound().poll_attempt(cx, bytes)
+        within_budget(cx, |cx| self.outbound().poll_attempt(cx, bytes))
     }
 
     pub(super) fn poll_zero_copy(
@@ -150,8 +148,7 @@ impl Connection {
         cx: &mut Context<'_>,
         bytes: usize,
     ) -> Poll<io::Result<By>> {
-        ready!(poll_budget(cx));
-        self.outbound().poll_zero_copy(cx, bytes)
+        within_budget(cx, |cx| self.outbound().poll_zero_copy(cx, bytes))
     }
 
     pub(super) fn zero_copy(&self) -> ZeroCopy {

@@ -6,9 +6,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
-use annulus_runtime::io::{Fd, Homed, Release, Resident, Waiters, poll_budget, settle};
+use annulus_runtime::io::{Fd, Homed, Release, Resident, Waiters, settle, within_budget};
 use socket2::SockRef;
 
 use super::inbound::{Inbound, Received, Take};
@@ -54,9 +54,10 @@ impl State {
         memory: &mut [MaybeUninit<u8>],
         take: Take,
     ) -> Poll<io::Result<Received>> {
-        ready!(poll_budget(cx));
-        let mut cx = Context::from_waker(&self.receivers);
-        self.inbound.borrow_mut().poll_receive(&mut cx, memory, take)
+        within_budget(cx, |_| {
+            let mut cx = Context::from_waker(&self.receivers);
+            self.inbound.borrow_mut().poll_receive(&mut cx, memory, take)
+        })
     }
 
     pub(super) fn poll_send(
@@ -64,13 +65,14 @@ impl State {
         cx: &mut Context<'_>,
         outgoing: Outgoing<'_>,
     ) -> Poll<io::Result<usize>> {
-        ready!(poll_budget(cx));
-        // An error of earlier sends that the kernel's receive has met is this call's.
-        if let Some(error) = self.inbound.borrow_mut().take_error() {
-            return Poll::Ready(Err(error));
-        }
-        let mut cx = Context::from_waker(&self.senders);
-        self.outbound.borrow_mut().poll_send(&mut cx, outgoing)
+        within_budget(cx, |_| {
+            // An error of earlier sends that the kernel's receive has met is this call's.
+            if let Some(error) = self.inbound.borrow_mut().take_error() {
+                return Poll::Ready(Err(error));
+            }
+            let mut cx = Context::from_waker(&self.senders);
+            self.outbound.borrow_mut().poll_send(&mut cx, outgoing)
+        })
     }
 
     pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
