@@ -268,7 +268,8 @@ each_driver! {
             .collect();
         for peer in quiet {
             let took = peer.await;
-            assert!(took < Duration::from_secs(5), "100 requests took {took:?} beside floods");
+            let soon = Duration::from_secs(5) * common::slower();
+            assert!(took < soon, "100 requests took {took:?} beside floods");
         }
         floods.iter().for_each(|flood| flood.abort());
     }

@@ -157,7 +157,7 @@ pub(crate) fn uring_left_out() -> bool {
 }
 
 /// How many times longer everything takes than on an ordinary machine, as under emulation. Times
-/// after which a test is taken for hung are multiplied by it; no other time is.
+/// after which a test is taken for hung are multiplied by it, and some that tell soon from late.
 pub(crate) fn slower() -> u32 {
     match env::var(SLOWER) {
         Ok(times) => times.parse().unwrap_or_else(|_| panic!("{SLOWER}={times:?} is no number")),
