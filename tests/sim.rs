@@ -147,6 +147,60 @@ fn shards_take_turns_and_nothing_is_lost_between_them() {
     }
 }
 
+/// Reads that are dropped again and again, of bytes that tell their place.
+async fn cut_reads(server: std::net::SocketAddr, length: usize) {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let sent: Vec<u8> = (0..length).map(|at| (at * 7 + at / 256) as u8).collect();
+    let (mut at, mut out) = (0, 0);
+    let mut buffer = [0; 600];
+    while at < length {
+        if out < length {
+            let piece = (1 + sim::random(700) as usize).min(length - out);
+            stream.write_all(&sent[out..out + piece]).await.unwrap();
+            out += piece;
+        }
+        let limit = Duration::from_micros(sim::random(3000));
+        let want = (1 + sim::random(599) as usize).min(length - at);
+        if sim::random(2) == 0 {
+            if let Ok(count) = time::timeout(limit, stream.read(&mut buffer[..want])).await {
+                let count = count.unwrap();
+                assert!(count > 0, "an end before all has come");
+                assert_eq!(buffer[..count], sent[at..at + count], "at {at}");
+                at += count;
+            }
+        } else if out - at >= want {
+            if time::timeout(limit, stream.read_exact(&mut buffer[..want])).await.is_ok() {
+                assert_eq!(buffer[..want], sent[at..at + want], "at {at}");
+                at += want;
+            }
+        }
+        if sim::random(8) == 0 {
+            stream = TcpStream::attach(stream.detach().unwrap()).unwrap();
+        }
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 0);
+}
+
+async fn cuts() {
+    let server = serve_echo().await.unwrap();
+    let shards = Shard::all();
+    let cuts: Vec<_> = (0..4usize)
+        .map(|it| shards[it % shards.len()].spawn_with(move || cut_reads(server, 300 + it * 2000)))
+        .collect();
+    for cut in cuts {
+        cut.await.unwrap();
+    }
+}
+
+#[test]
+fn reads_that_are_dropped_and_streams_that_move_lose_no_byte() {
+    sim::each_seed(80..110, |simulation| {
+        let shards = 1 + simulation.seed() as u32 % 3;
+        simulation.driver(Driver::Epoll).shards(shards).turns_max(300_000).run(cuts);
+    });
+}
+
 #[test]
 fn a_seed_gives_one_run() {
     let _starting = while_none_is_started();
