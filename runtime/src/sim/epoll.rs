@@ -38,7 +38,7 @@ pub(crate) fn wait(
     world.pause();
     let faults = world.faults();
     if world.roll(|dice| dice.one_in(faults.interruptions)) {
-        return Some(Err(io::ErrorKind::Interrupted.into()));
+        return Some(Err(io::Error::from_raw_os_error(libc::EINTR)));
     }
     loop {
         let mut real = Vec::new();
