@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use annulus::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use annulus::net::{Detached, Tcp, TcpStream};
-use annulus::time::{Instant, sleep_until};
+use annulus::time::{Instant, sleep, sleep_until};
 use annulus::{JoinError, JoinHandle, Shard};
 
 use super::ledger::{Account, Ledger};
@@ -103,10 +103,7 @@ pub(crate) async fn tend(mut end: End, stream: TcpStream) {
         Ending::Aborted(after) => Some(Instant::now() + after),
         _ => None,
     };
-    let mut detached = match stream.detach() {
-        Ok(detached) => detached,
-        Err(error) => return account.failed("detach", &error.into()),
-    };
+    let Some(mut detached) = detach(&account, stream).await else { return };
     loop {
         let shards = Shard::all();
         let shard = &shards[end.numbers.below(shards.len() as u64) as usize];
@@ -165,13 +162,28 @@ async fn stay(mut end: End, detached: Detached<Tcp>) -> Option<(End, Detached<Tc
             return None;
         }
     }
-    match stream.detach() {
-        Ok(detached) => Some((end, detached)),
-        Err(error) => {
-            end.account.failed("detach", &error.into());
-            None
-        }
+    let detached = detach(&end.account, stream).await?;
+    Some((end, detached))
+}
+
+/// Takes the stream off its shard. While the kernel holds on to some of it, it is asked again.
+async fn detach(account: &Account, mut stream: TcpStream) -> Option<Detached<Tcp>> {
+    for _ in 0..DETACHES_MAX {
+        let error = match stream.detach() {
+            Ok(detached) => return Some(detached),
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        let Some(back) = error.into_stream() else {
+            account.ledger().fail(format!("detach: {text}"));
+            return None;
+        };
+        account.ledger().count("a refused detach");
+        stream = back;
+        sleep(Duration::from_millis(1)).await;
     }
+    account.ledger().fail(format!("{DETACHES_MAX} detaches were refused"));
+    None
 }
 
 impl End {
@@ -355,3 +367,6 @@ async fn both(left: impl Future<Output = ()>, right: impl Future<Output = ()>) {
 pub(crate) async fn say_number(end: &End, stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&(end.account.connection as u64).to_le_bytes()).await
 }
+
+/// So often the kernel may hold on to a stream, for a millisecond each time.
+const DETACHES_MAX: usize = 1000;

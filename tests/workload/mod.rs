@@ -68,8 +68,9 @@ impl Workload {
         clients: impl AsyncFnOnce(SocketAddr, &Arc<Ledger>),
     ) -> Tally {
         let ledger = Ledger::new(self.seed, self.connections, self.allowed);
-        if timeout(TIME_MAX, self.pass(clients, &ledger)).await.is_err() {
-            ledger.fail(format!("not over in {TIME_MAX:?}: {}", ledger.open_ends()));
+        let time_max = if cfg!(feature = "sim") { TIME_MAX_SIMULATED } else { TIME_MAX };
+        if timeout(time_max, self.pass(clients, &ledger)).await.is_err() {
+            ledger.fail(format!("not over in {time_max:?}: {}", ledger.open_ends()));
         }
         ledger.settle()
     }
@@ -165,7 +166,7 @@ impl Workload {
                 match cut(&mut numbers, Ends::Forgotten, listener.accept()).await {
                     None => ledger.count("a dropped accept"),
                     Some(Ok((stream, _))) => self.attend(stream, &ledger),
-                    Some(Err(error)) => ledger.fail(format!("accept: {error}")),
+                    Some(Err(error)) => return ledger.fail(format!("accept: {error}")),
                 }
             }
             if self.allowed.refused {
@@ -253,6 +254,7 @@ impl Tally {
 
 /// Past this a run hangs.
 const TIME_MAX: Duration = Duration::from_secs(100);
+const TIME_MAX_SIMULATED: Duration = Duration::from_secs(60);
 /// Of a listener that is not there, or of an unlucky client.
 const CONNECTS_MAX: u64 = 10_000;
 /// Between two times that the listener goes.
