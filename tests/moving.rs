@@ -183,6 +183,23 @@ each_driver! {
         });
     }
 
+    // The kernel tells a reset to one call only, and here that is a send.
+    fn a_reset_that_was_told_to_a_writer_moves(driver: Driver) {
+        let away = Away::new(driver);
+        common::runtime(driver).block_on(async {
+            let (mut stream, peer) = with_peer(peer::reset).await;
+            peer.await;
+            settle().await;
+            stream.write_all(b"into the void").await.unwrap();
+            let told = stream.flush().await.unwrap_err();
+            assert_eq!(told.kind(), ErrorKind::ConnectionReset);
+            away.finish(stream, |mut stream| async move {
+                let read = within(stream.read(&mut [0; 8])).await;
+                assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+            });
+        });
+    }
+
     fn an_end_and_an_error_move(driver: Driver) {
         let away = Away::new(driver);
         common::runtime(driver).block_on(async {

@@ -2,9 +2,10 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -234,7 +235,7 @@ each_driver! {
     }
 
     async fn a_reset_in_the_middle_of_a_send_all_gives_the_buffer_back() {
-        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel::<()>();
         let (mut stream, peer) = with_peer(move |stream| {
             told.recv().unwrap();
             peer::reset(stream);
@@ -252,6 +253,41 @@ each_driver! {
         assert_eq!(failed.buffer.as_ptr(), address);
         Keyed(4).check(0, &failed.buffer);
         peer.await;
+    }
+
+    // The kernel tells a reset to one call only, and here that is the send. If the send has sent a
+    // part, it tells nobody.
+    async fn a_reset_that_a_send_all_has_met_is_no_end() {
+        for (taken, dropped) in [(0, false), (0, true), (1 << 20, false), (1 << 20, true)] {
+            let (mut stream, go, peer) = in_a_send_all(taken).await;
+            let mut sending = Box::pin(stream.send_all(Keyed(4).bytes(0, BEYOND_SOCKETS)));
+            assert!(poll_once(sending.as_mut()).await.is_pending());
+            settle().await;
+            go.send(false).unwrap();
+            peer.await;
+            settle().await;
+            if !dropped {
+                sending.as_mut().await.unwrap_err();
+            }
+            drop(sending);
+            let read = stream.read(&mut [0; 8]).await;
+            let text = format!("taken: {taken}, dropped: {dropped}");
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset, "{text}");
+        }
+    }
+
+    async fn an_end_before_a_send_all_broke_stays_one() {
+        for taken in [0, 1 << 20] {
+            let (mut stream, go, peer) = in_a_send_all(taken).await;
+            let mut sending = Box::pin(stream.send_all(Keyed(4).bytes(0, BEYOND_SOCKETS)));
+            assert!(poll_once(sending.as_mut()).await.is_pending());
+            settle().await;
+            go.send(true).unwrap();
+            peer.await;
+            let failed = sending.await.unwrap_err();
+            assert_eq!(failed.error.kind(), ErrorKind::BrokenPipe, "{failed}");
+            assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "taken: {taken}");
+        }
     }
 
     async fn the_halves_have_the_owned_methods() {
@@ -282,10 +318,10 @@ each_driver! {
     }
 
     async fn halves_that_are_closed_go_on_the_other_way() {
-        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel::<()>();
         let (mut stream, peer) = with_peer(move |mut stream| {
             stream.write_all(b"before").unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
             peer::expect(&stream, &mut Keyed(6).cursor(), 200_000);
             told.recv().unwrap();
             peer::expect_end(&stream);
@@ -377,7 +413,7 @@ mod dropped_reads {
 
         async fn a_forgotten_receive_writes_to_nobodys_memory() {
             for capacity in [4096, 100_000] {
-                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (tell, told) = mpsc::channel::<()>();
                 let (mut stream, peer) = with_peer(move |stream| {
                     told.recv().unwrap();
                     peer::send(&stream, &mut Keyed(21).cursor(), 50_000);
@@ -412,7 +448,7 @@ mod dropped_reads {
         }
 
         async fn a_receive_can_move_until_it_is_polled_and_its_box_at_any_time() {
-            let (tell, told) = std::sync::mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel::<()>();
             let (mut stream, peer) = with_peer(move |stream| {
                 told.recv().unwrap();
                 peer::send(&stream, &mut Keyed(22).cursor(), 30_000);
@@ -510,7 +546,7 @@ mod dropped_writes {
         async fn what_is_written_behind_a_dropped_send_all_follows_its_prefix() {
             let mut cut = 0;
             for how in 0..5 {
-                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (tell, told) = mpsc::channel::<()>();
                 let (mut stream, peer) = with_peer(move |mut stream| {
                     told.recv().unwrap();
                     let mut wire = Vec::new();
@@ -552,7 +588,7 @@ mod dropped_writes {
         }
 
         async fn a_stream_that_is_dropped_in_a_send_all_ends_behind_a_prefix() {
-            let (tell, told) = std::sync::mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel::<()>();
             let (mut stream, peer) = with_peer(move |stream| {
                 told.recv().unwrap();
                 peer::expect_until_end(&stream, &mut Keyed(33).cursor())
@@ -571,7 +607,7 @@ mod dropped_writes {
 
         async fn a_forgotten_send_all_is_sent_whole_and_what_follows_comes_behind_it() {
             for follow in 0..3 {
-                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (tell, told) = mpsc::channel::<()>();
                 let (mut stream, peer) = with_peer(move |mut stream| {
                     told.recv().unwrap();
                     let mut wire = Vec::new();
@@ -644,7 +680,7 @@ mod poisoned {
                 let dropped = Arc::new(Grave::default());
                 let runtime = common::runtime(driver);
                 let buffer = Poison::new(&dropped);
-                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (tell, told) = mpsc::channel::<()>();
                 let (peer, held) = runtime.block_on(async {
                     let (mut stream, peer) = with_peer(move |stream| {
                         told.recv().unwrap();
@@ -997,7 +1033,7 @@ mod dropped_outside {
             for within_another in [false, true] {
                 let runtime = common::runtime(driver);
                 let other = common::runtime(driver);
-                let (tell, told) = std::sync::mpsc::channel::<()>();
+                let (tell, told) = mpsc::channel::<()>();
                 let (mut stream, peer) = runtime.block_on(with_peer(move |stream| {
                     let mut sent = Keyed(60).cursor();
                     peer::send(&stream, &mut sent, 100);
@@ -1032,7 +1068,7 @@ mod dropped_outside {
 
         fn a_send_all_that_had_ended_does_not_end_the_next(driver: Driver) {
             let runtime = common::runtime(driver);
-            let (tell, told) = std::sync::mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel::<()>();
             let (mut stream, all_come) = runtime.block_on(with_peer(move |stream| {
                 // One that reads while it is written to may take all of it from a single call.
                 told.recv().unwrap();
@@ -1066,4 +1102,20 @@ mod dropped_outside {
             });
         }
     }
+}
+
+/// A stream whose peer, when told to go, takes so many bytes, finishes if that is what it is told,
+/// and resets the connection.
+async fn in_a_send_all(taken: usize) -> (TcpStream, mpsc::Sender<bool>, Peer<()>) {
+    let (go, told) = mpsc::channel();
+    let (stream, peer) = with_peer(move |mut stream| {
+        let finishes = told.recv().unwrap();
+        stream.read_exact(&mut vec![0; taken]).unwrap();
+        if finishes {
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        peer::reset(stream);
+    })
+    .await;
+    (stream, go, peer)
 }

@@ -59,6 +59,11 @@ fn on_epoll_a_harsh_network_costs_no_byte_before_its_error() {
 }
 
 #[test]
+fn on_uring_a_harsh_network_costs_no_byte_before_its_error() {
+    harsh(Driver::Uring);
+}
+
+#[test]
 fn one_seed_is_one_run() {
     for seed in 0..6 {
         let (driver, faults, reset) = match seed % 2 {

@@ -10,6 +10,7 @@
 //! buffer: ours, or one that the caller has handed over and gets back when it is sent.
 
 mod handed;
+mod lost;
 
 use std::future::Future;
 use std::io;
@@ -29,6 +30,7 @@ use annulus_runtime::io::{
 
 pub(super) use self::handed::By;
 use self::handed::Handed;
+use self::lost::Lost;
 use super::send::{Send, Sent};
 use super::zero_copy::{Waiting, ZeroCopy};
 use crate::notice::Notice;
@@ -55,7 +57,7 @@ pub(super) struct Outbound {
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
     /// How the connection was lost, if a send has heard of it: the kernel tells that only once.
-    lost: Option<Lost>,
+    lost: Lost,
     /// The task that waits for room or for everything to be sent.
     waiter: Option<Waiter>,
     closing: Closing,
@@ -78,10 +80,6 @@ enum Until {
     /// The buffer that was handed over is back.
     Back,
 }
-
-/// The errno by which a connection was lost that nobody has ended.
-#[derive(Clone, Copy)]
-struct Lost(i32);
 
 /// How far the write side has been closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +111,7 @@ impl Outbound {
             zero_copy: ZeroCopy::at_first(),
             moving: false,
             error: None,
-            lost: None,
+            lost: Lost::default(),
             waiter: None,
             closing: Closing::Open,
             released: false,
@@ -261,16 +259,17 @@ impl Outbound {
         Unsent {
             bytes: std::mem::take(&mut self.unsent),
             error: self.error.take(),
+            lost: self.lost,
             closing: self.closing,
         }
     }
 
     /// Goes on where another shard's connection has stopped.
     pub(super) fn resume(&mut self, unsent: Unsent) {
-        let Unsent { bytes, error, closing } = unsent;
+        let Unsent { bytes, error, lost, closing } = unsent;
         self.unsent = bytes;
-        error.iter().for_each(|error| self.note_lost(error));
         self.error = error;
+        self.lost = lost;
         self.closing = closing;
         mark_dirty(self.key);
     }
@@ -289,17 +288,15 @@ impl Outbound {
         self.unsent.len() + self.waiting_bytes
     }
 
-    fn note_lost(&mut self, error: &io::Error) {
-        self.lost = match error.raw_os_error() {
-            Some(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)) => Some(Lost(errno)),
-            // Among them EPIPE: the peer had finished before it went.
-            _ => self.lost,
-        };
-    }
-
-    /// What a reader finds behind the last byte: the end, or how the connection was lost.
-    pub(super) fn end(&self) -> io::Result<()> {
-        self.lost.map_or(Ok(()), |Lost(errno)| Err(io::Error::from_raw_os_error(errno)))
+    /// What a reader finds behind the last byte: the end, or how the connection was lost, also if a
+    /// send was told that and nobody has taken its answer yet.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        self.collect();
+        if self.waiting.is_some() {
+            // What it follows on may have hidden why it will fail.
+            self.lost.suspect();
+        }
+        self.lost.end(&self.fd)
     }
 
     /// Reports what went wrong before.
@@ -432,7 +429,7 @@ impl Outbound {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) => {
-                self.note_lost(&error);
+                self.lost.note(&error);
                 self.error = Some(error);
                 self.unsent = Vec::new();
                 return;
@@ -478,7 +475,7 @@ impl Outbound {
         self.unsent = unsent;
         let count = match answer {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
-                self.note_lost(&e);
+                self.lost.note(&e);
                 self.unsent = Vec::new();
                 return Err(e);
             }
@@ -547,5 +544,6 @@ impl Outbound {
 pub(super) struct Unsent {
     pub(super) bytes: Vec<u8>,
     error: Option<io::Error>,
+    lost: Lost,
     closing: Closing,
 }

@@ -147,7 +147,10 @@ impl Outbound {
         let total = match result {
             Ok(count) => Ok(start + count),
             Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => Ok(start),
-            Err(e) => Err(e),
+            Err(e) => {
+                self.lost.note(&e);
+                Err(e)
+            }
         };
         if abandoned {
             self.handed = Handed::Nothing;
