@@ -169,7 +169,9 @@ async fn cut_reads(server: std::net::SocketAddr, length: usize) {
                 at += count;
             }
         } else if out - at >= want {
-            if time::timeout(limit, stream.read_exact(&mut buffer[..want])).await.is_ok() {
+            let reading = time::timeout(limit, stream.read_exact(&mut buffer[..want]));
+            if let Ok(read) = reading.await {
+                read.unwrap();
                 assert_eq!(buffer[..want], sent[at..at + want], "at {at}");
                 at += want;
             }
@@ -393,4 +395,16 @@ async fn addresses_ports_and_ends() {
     let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+}
+
+#[test]
+fn a_clock_that_is_paused_moves_on_by_its_timers() {
+    for driver in [Driver::Epoll, Driver::Uring] {
+        Simulation::new(1).driver(driver).run(|| async {
+            time::pause();
+            let begun = time::Instant::now();
+            time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        });
+    }
 }

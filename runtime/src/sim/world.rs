@@ -84,6 +84,11 @@ thread_local! {
     static CURRENT: RefCell<Option<Place>> = const { RefCell::new(None) };
 }
 
+/// The seat of this thread, also while the thread ends and its locals are gone.
+fn here<R>(look: impl FnOnce(&Place) -> R) -> Option<R> {
+    CURRENT.try_with(|place| place.borrow().as_ref().map(look)).ok().flatten()
+}
+
 /// A seat that somebody is going to take, or has taken.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -120,7 +125,7 @@ impl World {
 
     /// The world that this thread lives in.
     pub(crate) fn current() -> Option<Arc<World>> {
-        CURRENT.with_borrow(|place| Some(Arc::clone(&place.as_ref()?.world)))
+        here(|place| Arc::clone(&place.world))
     }
 
     /// Keeps a seat for a thread that is about to be made. It counts as runnable from now on: when
@@ -192,8 +197,7 @@ impl World {
 
     /// The seat of this thread.
     pub(super) fn seat() -> SeatId {
-        let seat = CURRENT.with_borrow(|place| place.as_ref().map(|place| place.seat));
-        seat.expect("only who lives in a world is asked")
+        here(|place| place.seat).expect("only who lives in a world is asked")
     }
 
     #[track_caller]
@@ -239,8 +243,8 @@ impl Place {
     }
 
     fn sit_down(self) {
-        let before = CURRENT.replace(Some(self.clone()));
-        assert!(before.is_none(), "a simulation was run within another");
+        assert!(World::current().is_none(), "a simulation was run within another");
+        CURRENT.set(Some(self.clone()));
         let mut state = self.world.lock();
         if state.running.is_none() {
             state.choose_next();
@@ -271,8 +275,7 @@ pub(crate) struct Taken(());
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let place = CURRENT.with_borrow(Clone::clone);
-        if let Some(place) = place {
+        if let Some(place) = here(Place::clone) {
             place.leave();
         }
     }
@@ -281,7 +284,7 @@ impl Drop for Taken {
 impl World {
     /// Gives up the seat of this thread, until the guard goes.
     pub(crate) fn stand_aside() -> Option<Aside> {
-        let place = CURRENT.with_borrow(Clone::clone)?;
+        let place = here(Place::clone)?;
         let shard = place.world.lock().seat(place.seat).shard;
         place.leave();
         Some(Aside { world: Arc::clone(&place.world), shard })
