@@ -59,6 +59,10 @@ impl Ending {
     }
 }
 
+fn draws_of(seed: u64, connection: usize, side: usize, part: u64) -> Numbers {
+    draws(seed, 8 * (2 * connection + side) as u64 + part)
+}
+
 /// The payload of a panic that is part of the plan.
 struct Planned;
 
@@ -71,7 +75,7 @@ impl End {
         side: usize,
         bytes_max: u64,
     ) -> Option<Self> {
-        let draws = |part| draws(seed, 8 * (2 * connection + side) as u64 + part);
+        let draws = |part| draws_of(seed, connection, side, part);
         let mut numbers = draws(0);
         let ending = Ending::draw(&mut numbers);
         let account = Arc::new(ledger.open(connection, side, ending == Ending::Stays)?);
@@ -85,6 +89,11 @@ impl End {
             ending,
             account,
         })
+    }
+
+    /// Whether this side wants all that its peer sends.
+    pub(crate) fn stays(seed: u64, connection: usize, side: usize) -> bool {
+        Ending::draw(&mut draws_of(seed, connection, side, 0)) == Ending::Stays
     }
 
     pub(crate) fn account(&self) -> &Account {

@@ -72,9 +72,18 @@ struct Part {
 }
 
 impl Ledger {
-    pub(crate) fn new(seed: u64, connections: usize, allowed: Allowed) -> Arc<Self> {
+    /// Which servers stay is known before they come: one that never does is missed.
+    pub(crate) fn new(
+        seed: u64,
+        connections: usize,
+        allowed: Allowed,
+        server_stays: impl Fn(usize) -> bool,
+    ) -> Arc<Self> {
         let mut books = Books::default();
         books.connections.resize_with(connections, Connection::default);
+        for (number, connection) in books.connections.iter_mut().enumerate() {
+            connection.ends[1].stays = server_stays(number);
+        }
         Arc::new(Self { seed, allowed, books: Mutex::new(books) })
     }
 

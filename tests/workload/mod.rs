@@ -67,7 +67,8 @@ impl Workload {
         self,
         clients: impl AsyncFnOnce(SocketAddr, &Arc<Ledger>),
     ) -> Tally {
-        let ledger = Ledger::new(self.seed, self.connections, self.allowed);
+        let server_stays = |number| End::stays(self.seed, number, 1);
+        let ledger = Ledger::new(self.seed, self.connections, self.allowed, server_stays);
         let time_max = if cfg!(feature = "sim") { TIME_MAX_SIMULATED } else { TIME_MAX };
         if timeout(time_max, self.pass(clients, &ledger)).await.is_err() {
             ledger.fail(format!("not over in {time_max:?}: {}", ledger.open_ends()));
