@@ -4,9 +4,9 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p annulus-runtime --lib --release models`
 //!
 //! Not every order, after all: loom 0.7 remembers the latest access to an atomic only. A store is
-//! tried before another thread's load, unless its own thread has made a load of its own since. So
-//! each model was seen to fail when what it guards was broken, and where one did not, the thread
-//! that loads is the later one.
+//! tried before another thread's load, unless its own thread has made a load of its own since. So a
+//! model is worth what it was seen to catch: nearly all were seen to fail when what they guard was
+//! broken, and where one did not, the thread that loads became the later one.
 
 use super::state::{Released, Shared};
 use super::{Executor, Mailbox, RootWaker, spawn_at};
