@@ -199,7 +199,9 @@ async fn cuts() {
 fn reads_that_are_dropped_and_streams_that_move_lose_no_byte() {
     sim::each_seed(80..110, |simulation| {
         let shards = 1 + simulation.seed() as u32 % 3;
-        simulation.driver(Driver::Epoll).shards(shards).turns_max(300_000).run(cuts);
+        for driver in [Driver::Epoll, Driver::Uring] {
+            simulation.clone().driver(driver).shards(shards).turns_max(300_000).run(cuts);
+        }
     });
 }
 

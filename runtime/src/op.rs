@@ -32,12 +32,13 @@ pub struct Op<T: Operation> {
     /// Taken when the future is ready, or when it is dropped in flight.
     operation: Option<T>,
     flight: Flight,
+    cancelled: bool,
 }
 
 impl<T: Operation> Op<T> {
     /// A future for this operation.
     pub fn new(operation: T) -> Op<T> {
-        Op { operation: Some(operation), flight: Flight::default() }
+        Op { operation: Some(operation), flight: Flight::default(), cancelled: false }
     }
 
     /// Asks the kernel to give the request up. Its answer still comes: what had been done by then,
@@ -53,6 +54,7 @@ impl<T: Operation> Op<T> {
             self.flight.check(shard);
             shard.driver.cancel(key);
         });
+        self.cancelled = true;
         true
     }
 
@@ -76,9 +78,18 @@ impl<T: Operation> Future for Op<T> {
         let shard = shard::current();
         this.flight.check(&shard);
         let operation = this.operation.as_mut().expect("an operation is not polled once ready");
+        let before = this.flight.key;
         let answer = shard.driver.poll_op(&mut this.flight.key, operation, cx.waker());
         this.flight.note(&shard);
-        let Poll::Ready(result) = answer else { return Poll::Pending };
+        let Poll::Ready(result) = answer else {
+            if let (true, Some(key)) = (this.cancelled, this.flight.key) {
+                // A request that was interrupted, as a cancel may do, is made once more.
+                if before != this.flight.key {
+                    shard.driver.cancel(key);
+                }
+            }
+            return Poll::Pending;
+        };
         let operation = this.operation.take().expect("just used");
         // SAFETY: the driver has just given this operation's one answer.
         Poll::Ready(unsafe { operation.complete(result) })
