@@ -152,6 +152,7 @@ fn planned(error: JoinError) -> Result<Planned, String> {
 /// A while on one shard. Gives the end back if it goes on elsewhere.
 async fn stay(mut end: End, detached: Detached<Tcp>) -> Option<(End, Detached<Tcp>)> {
     let mut stream = TcpStream::attach(detached).expect("a runtime runs here");
+    end.account.is_attached();
     for _ in 0..1 + end.numbers.below(4) {
         let steps = 1 + end.numbers.below(12);
         if end.ending != Ending::Stays && end.left <= steps {
@@ -179,7 +180,11 @@ async fn stay(mut end: End, detached: Detached<Tcp>) -> Option<(End, Detached<Tc
 async fn detach(account: &Account, mut stream: TcpStream) -> Option<Detached<Tcp>> {
     for _ in 0..DETACHES_MAX {
         let error = match stream.detach() {
-            Ok(detached) => return Some(detached),
+            Ok(detached) => {
+                // Who is aborted with it in hand drops it.
+                account.leaves_unsent();
+                return Some(detached);
+            }
             Err(error) => error,
         };
         let text = error.to_string();

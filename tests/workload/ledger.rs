@@ -332,6 +332,11 @@ impl Account {
         self.end(|end| end.leaves_unsent = true);
     }
 
+    /// It is attached: what is unsent leaves though the stream is dropped.
+    pub(crate) fn is_attached(&self) {
+        self.end(|end| end.leaves_unsent = false);
+    }
+
     /// The connection has failed. Only a connection that is gone may do so.
     pub(crate) fn failed(&self, what: &'static str, error: &io::Error) {
         let text = format!("{what}: {error}");
