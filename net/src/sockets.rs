@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use annulus_runtime::io::simulated;
+use annulus_runtime::io::{simulated, take_socket_error};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use crate::addr::internet_address;
+use crate::addr::{explain_bind, internet_address};
 
 /// A socket that does not block, for addresses such as this one.
 pub(crate) fn open(address: SocketAddr) -> io::Result<Socket> {
@@ -27,8 +27,9 @@ pub(crate) fn bind(
     shares: bool,
     only_v6: Option<bool>,
 ) -> io::Result<()> {
+    let explain = |error| explain_bind(error, address);
     if let Some(answer) = simulated::bind(socket.as_fd(), address, shares) {
-        return answer;
+        return answer.map_err(explain);
     }
     // Connections that are still being closed must not keep a restarted server from its port.
     socket.set_reuse_address(true)?;
@@ -38,7 +39,7 @@ pub(crate) fn bind(
     if let (Some(only), true) = (only_v6, address.is_ipv6()) {
         socket.set_only_v6(only)?;
     }
-    socket.bind(&address.into())?;
+    socket.bind(&address.into()).map_err(explain)?;
     // Accepted sockets inherit it, which saves a system call for each.
     socket.set_tcp_nodelay(true)
 }
@@ -112,4 +113,12 @@ pub(crate) fn peer_address(fd: &impl AsFd) -> io::Result<SocketAddr> {
         Some(answer) => answer,
         None => internet_address(SockRef::from(fd).peer_addr()?),
     }
+}
+
+/// Takes the pending error (`SO_ERROR`).
+pub(crate) fn take_error(fd: &impl AsFd) -> io::Result<Option<io::Error>> {
+    if simulated::is_simulated(fd.as_fd()) {
+        return Ok(take_socket_error(fd.as_fd()).err());
+    }
+    SockRef::from(fd).take_error()
 }

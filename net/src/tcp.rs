@@ -329,9 +329,8 @@ impl ListenOptions {
 
     /// A socket that has the address and does not listen yet.
     pub(crate) fn bound(&self, address: SocketAddr) -> io::Result<Socket> {
-        let explain = |error| explain_bind(error, address);
-        let socket = sockets::open(address).map_err(explain)?;
-        sockets::bind(&socket, address, self.reuse_port, self.only_v6).map_err(explain)?;
+        let socket = sockets::open(address).map_err(|error| explain_bind(error, address))?;
+        sockets::bind(&socket, address, self.reuse_port, self.only_v6)?;
         Ok(socket)
     }
 }

@@ -292,10 +292,10 @@ impl Resident for Connection {
 /// With `SO_LINGER` a close blocks until the peer has everything or the time is up, also where the
 /// socket is non-blocking: so it gets a thread of its own.
 pub(super) fn close_elsewhere(socket: OwnedFd) {
-    // Without a thread the closure, and with it the socket, is dropped here: late, but closed.
     if is_simulated(socket.as_fd()) {
         return drop(socket);
     }
+    // Without a thread the closure, and with it the socket, is dropped here: late, but closed.
     let _refused =
         std::thread::Builder::new().name("annulus-close".to_owned()).spawn(move || drop(socket));
 }

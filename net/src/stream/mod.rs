@@ -36,7 +36,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use annulus_runtime::buf::Lease;
-use annulus_runtime::io::{Fd, Homed, set_nonblocking, take_socket_error};
+use annulus_runtime::io::{Fd, Homed, set_nonblocking};
 use socket2::SockRef;
 
 pub(crate) use self::connection::Connection;
@@ -467,7 +467,7 @@ impl<F: Family> Stream<F> {
     ///
     /// On another shard than the stream's.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        Ok(take_socket_error(self.state.get()?.fd().as_fd()).err())
+        sockets::take_error(&**self.state.get()?.fd())
     }
 
     fn shutdown_when_sent(&self) {
