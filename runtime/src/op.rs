@@ -82,11 +82,9 @@ impl<T: Operation> Future for Op<T> {
         let answer = shard.driver.poll_op(&mut this.flight.key, operation, cx.waker());
         this.flight.note(&shard);
         let Poll::Ready(result) = answer else {
-            if let (true, Some(key)) = (this.cancelled, this.flight.key) {
-                // A request that was interrupted, as a cancel may do, is made once more.
-                if before != this.flight.key {
-                    shard.driver.cancel(key);
-                }
+            if this.cancelled && this.flight.key != before {
+                // A request that was interrupted, as a cancel may do, was made once more.
+                this.cancel();
             }
             return Poll::Pending;
         };
