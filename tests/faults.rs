@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use annulus::net::TcpListener;
 use annulus::time::{interval, sleep, timeout};
-use annulus::{BuildError, Driver, Runtime, Shard};
+use annulus::{Driver, Runtime, Shard};
 
 use common::bytes::Keyed;
 use common::faults::{faults, with_faults};
 use common::peer::{self, peer};
 use common::process::{self, READY, Running, Scratch, in_own_process, need_strace};
-use common::steps::{echo, listen, serve_echo};
+use common::steps::{self, echo, listen, serve_echo};
 use common::{Test, each_driver, storm};
 
 mod common;
@@ -207,17 +207,7 @@ fn role_builds() {
     if !process::in_role() {
         return;
     }
-    match Runtime::new() {
-        Ok(runtime) => {
-            runtime.block_on(async {
-                let addr = serve_echo().await;
-                peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
-            });
-            println!("{READY}{}", runtime.driver());
-        }
-        Err(error @ BuildError::Refused(_)) => println!("{READY}error: refused: {error}"),
-        Err(error) => println!("{READY}error: {error}"),
-    }
+    steps::build_and_tell();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use annulus::net::{ListenerGroup, TcpStream};
 use annulus::time::{sleep, timeout};
-use annulus::{BuildError, Driver, Runtime, Shard};
+use annulus::{Driver, Runtime, Shard};
 
 use common::bytes::Keyed;
 use common::peer::{self, peer};
@@ -15,7 +15,7 @@ use common::process::{
     self, IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, READY, Running, Scratch, cpu_ms,
     in_own_process, refuse_here, unprivileged,
 };
-use common::steps::{listen, pair, serve_echo};
+use common::steps::{self, listen, pair, serve_echo};
 use common::{Test, each_driver};
 
 mod common;
@@ -273,17 +273,7 @@ fn role_builds() {
     if !process::in_role() {
         return;
     }
-    match Runtime::new() {
-        Ok(runtime) => {
-            runtime.block_on(async {
-                let addr = serve_echo().await;
-                peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
-            });
-            println!("{READY}{}", runtime.driver());
-        }
-        Err(error @ BuildError::Refused(_)) => println!("{READY}error: refused: {error}"),
-        Err(error) => println!("{READY}error: {error}"),
-    }
+    steps::build_and_tell();
 }
 
 #[test]
@@ -324,7 +314,7 @@ fn serves_on_64_descriptors(serve: impl AsyncFnOnce(&dyn Fn(SocketAddr))) {
             std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)
         });
         let serving = serve(&|addr| println!("{READY}{addr}"));
-        common::steps::race(over, serving).await;
+        steps::race(over, serving).await;
     });
     println!("@errors {}", ERRORS.load(Ordering::Relaxed));
 }

@@ -15,22 +15,17 @@ use annulus::shutdown::ShutdownToken;
 use annulus::sim::{self, Faults, Report, Simulation};
 use annulus::{Driver, Shard, task, time};
 
-async fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 512];
-    loop {
-        match stream.read(&mut buffer).await? {
-            0 => return Ok(()),
-            count => stream.write_all(&buffer[..count]).await?,
-        }
-    }
-}
+use common::steps::echo_by;
+
+#[allow(unused_imports, unused_macros, reason = "each simulation is of one driver")]
+mod common;
 
 async fn serve_echo() -> io::Result<std::net::SocketAddr> {
     let listener = TcpListener::bind("10.0.0.1:7000").await?;
     let address = listener.local_addr()?;
     annulus::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            annulus::spawn(echo(stream));
+            annulus::spawn(echo_by(stream, 512));
         }
     });
     Ok(address)
@@ -106,7 +101,7 @@ async fn everything() {
     let group = ListenerGroup::bind("10.0.0.1:7000").unwrap();
     let (server, grace) = (group.local_addr(), Duration::from_secs(60));
     let group = group.with_shutdown(token.clone(), grace);
-    let serving = annulus::spawn(group.serve(async |stream, _peer| echo(stream).await));
+    let serving = annulus::spawn(group.serve(async |stream, _peer| echo_by(stream, 512).await));
     let clients: Vec<_> = (0..8u64)
         .map(|it| {
             let shards = Shard::all();

@@ -11,6 +11,11 @@ use annulus::net::{TcpListener, TcpStream};
 use annulus::sim::{self, Faults, Simulation};
 use annulus::{Driver, Shard, time};
 
+use common::steps::echo_by;
+
+#[allow(unused_imports, unused_macros, reason = "each simulation is of one driver")]
+mod common;
+
 /// Faults of the ring alone: whatever goes wrong above is the driver's doing.
 fn hostile() -> Faults {
     Faults::none()
@@ -36,23 +41,13 @@ fn each<Fut: Future<Output = ()>>(program: impl Fn() -> Fut) {
     });
 }
 
-async fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 512];
-    loop {
-        match stream.read(&mut buffer).await? {
-            0 => return Ok(()),
-            count => stream.write_all(&buffer[..count]).await?,
-        }
-    }
-}
-
 async fn serve_echo() -> SocketAddr {
     let listener = TcpListener::bind("10.0.0.1:7000").await.unwrap();
     let address = listener.local_addr().unwrap();
     annulus::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            annulus::spawn(async move { echo(stream).await.unwrap() });
+            annulus::spawn(async move { echo_by(stream, 512).await.unwrap() });
         }
     });
     address
@@ -439,7 +434,7 @@ fn on_a_bad_network_too_who_tries_again_is_served_in_the_end() {
                 loop {
                     // What was reset before it was accepted is no reason to stop.
                     let Ok((stream, _)) = listener.accept().await else { continue };
-                    annulus::spawn(echo(stream));
+                    annulus::spawn(echo_by(stream, 512));
                 }
             });
             let clients: Vec<_> = (0..4).map(|_| annulus::spawn(insist(server))).collect();

@@ -8,11 +8,13 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use annulus::Runtime;
 use annulus::net::{TcpListener, TcpStream};
 use annulus::time::sleep;
+use annulus::{BuildError, Runtime};
 
-use super::peer::{self, Peer};
+use super::bytes::Keyed;
+use super::peer::{self, Peer, peer};
+use super::process::READY;
 
 /// A listener on a free port, and its address.
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
@@ -30,7 +32,7 @@ pub(crate) async fn with_peer<T: Send + 'static>(
     // connection that is reset at once may fail to connect or never be handed out.
     let connected = peer::connect(addr);
     let (stream, _) = listener.accept().await.expect("accept the peer");
-    (stream, peer::peer(move || work(connected)))
+    (stream, peer(move || work(connected)))
 }
 
 /// Two ends of one connection, both on this runtime.
@@ -56,8 +58,13 @@ pub(crate) async fn serve_echo() -> SocketAddr {
 }
 
 /// Sends back what comes until the end of the stream.
-pub(crate) async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
-    let mut buf = vec![0; 16 * 1024];
+pub(crate) async fn echo(stream: TcpStream) -> std::io::Result<()> {
+    echo_by(stream, 16 * 1024).await
+}
+
+/// As [`echo`], so many bytes at a time.
+pub(crate) async fn echo_by(mut stream: TcpStream, bytes: usize) -> std::io::Result<()> {
+    let mut buf = vec![0; bytes];
     loop {
         match stream.read(&mut buf).await? {
             0 => return Ok(()),
@@ -131,4 +138,20 @@ pub(crate) fn end_beside_a_task_that_does_not_yield(runtime: Runtime) {
     }));
     is_running.recv().expect("the task runs");
     drop(runtime);
+}
+
+/// What a role does that is to tell on which driver it runs, or why on none: builds a runtime, and
+/// serves somebody there.
+pub(crate) fn build_and_tell() {
+    match Runtime::new() {
+        Ok(runtime) => {
+            runtime.block_on(async {
+                let addr = serve_echo().await;
+                peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+            });
+            println!("{READY}{}", runtime.driver());
+        }
+        Err(error @ BuildError::Refused(_)) => println!("{READY}error: refused: {error}"),
+        Err(error) => println!("{READY}error: {error}"),
+    }
 }
