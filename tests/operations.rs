@@ -65,6 +65,22 @@ each_driver! {
         assert!(!watch.freed.get(), "freed what nobody had given back");
     }
 
+    async fn what_a_busy_shard_gives_up_does_not_pile_up() {
+        const EACH_TURN: usize = 100;
+        let (fd, _other) = socket();
+        let watch = Rc::<Watch>::default();
+        for turn in 0..100 {
+            for _ in 0..EACH_TURN {
+                let mut receiving = Op::new(Receive::new(Rc::clone(&fd), &watch));
+                assert!(poll_once(Pin::new(&mut receiving)).await.is_pending());
+            }
+            yield_now().await;
+            let kept = Rc::strong_count(&watch);
+            assert!(kept < 10 * EACH_TURN, "turn {turn}: {kept} operations are not given back");
+        }
+        eventually("all is given back", || Rc::strong_count(&watch) == 1).await;
+    }
+
     async fn the_answer_of_a_dropped_operation_reaches_no_other() {
         for round in 0..300 {
             let ((old, mut old_other), (new, mut new_other)) = (socket(), socket());
