@@ -78,6 +78,10 @@ fn little_lockable_memory_is_told_with_how_much_is_needed() {
         let mut command = doctor_at(&scratch);
         unprivileged(&mut command, 64 << 10);
         let (status, report) = report_of(command);
+        if !process::rings_are_counted() {
+            assert_eq!(status, 0, "{report}");
+            return tells(&report, ALL_IS_WELL, &["a ring locks           nothing (Linux "]);
+        }
         let parts = [
             "locked memory          64 KiB (hard limit 64 KiB)",
             "a ring locks           100 KiB: this user may have 0 such rings",

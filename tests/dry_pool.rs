@@ -16,7 +16,7 @@ use annulus::{Driver, Runtime};
 use common::bytes::{Keyed, Numbers};
 use common::each_driver;
 use common::peer::{self, peer};
-use common::process::need_descriptors;
+use common::process::{kernel, need_descriptors};
 use common::steps::{poll_once, serve_echo, settle, with_peer};
 
 mod common;
@@ -355,14 +355,6 @@ fn narrow_connect(addr: SocketAddr) -> std::net::TcpStream {
     socket.set_send_buffer_size(SOCKET_BYTES).unwrap();
     socket.connect(&addr.into()).unwrap();
     socket.into()
-}
-
-/// The kernel's version.
-fn kernel() -> (u32, u32) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse());
-    let mut next = || numbers.next().and_then(Result::ok).expect("a number of the version");
-    (next(), next())
 }
 
 /// The descriptor, which the stream shows when it is printed.

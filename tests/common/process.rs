@@ -427,6 +427,19 @@ pub(crate) fn refuse_here(calls: &[(u32, i32)]) {
     Filter::refusing(calls).install().expect("install a filter on this thread");
 }
 
+/// The version of the kernel.
+pub(crate) fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse());
+    let mut next = || numbers.next().and_then(Result::ok).expect("a number of the version");
+    (next(), next())
+}
+
+/// Whether the kernel counts rings against the limit on locked memory.
+pub(crate) fn rings_are_counted() -> bool {
+    kernel() >= (6, 14)
+}
+
 /// Gives the child the rights of nobody and this much lockable memory.
 pub(crate) fn unprivileged(command: &mut Command, memlock_bytes: u64) {
     let root = is_root();

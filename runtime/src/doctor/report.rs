@@ -121,6 +121,7 @@ fn limits(f: &mut Formatter<'_>, limits: &Limits) -> fmt::Result {
     line(f, "  locked memory", known(memory))?;
     let ring = Bytes(limits.ring_locks);
     match (limits.locks_without_limit, limits.rings_that_fit()) {
+        _ if limits.ring_locks == 0 => line(f, "  a ring locks", "nothing (Linux 5.12 to 6.13)"),
         (Some(true), _) => {
             line(f, "  a ring locks", format_args!("{ring}; this process is exempt (CAP_IPC_LOCK)"))
         }

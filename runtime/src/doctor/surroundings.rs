@@ -58,7 +58,7 @@ pub struct Limits {
     pub locked_memory: Option<Limit>,
     /// Whether this process may lock memory without limit (CAP_IPC_LOCK).
     pub locks_without_limit: Option<bool>,
-    /// What the ring of one shard locks, in bytes.
+    /// What the ring of one shard locks, in bytes. Nothing from Linux 5.12 to 6.13.
     pub ring_locks: u64,
     /// The sysctl `net.core.somaxconn`: how many connections may wait before a listener.
     pub backlog: Option<u32>,
@@ -121,7 +121,10 @@ impl Limits {
             descriptors_of_system: read("/proc/sys/fs/file-max"),
             locked_memory: limit(Resource::LockedMemory),
             locks_without_limit: around.is_exempt_from_memlock(),
-            ring_locks: config.locked_bytes(),
+            ring_locks: match around.counts_rings() {
+                Some(false) => 0,
+                _ => config.locked_bytes(),
+            },
             backlog: read("/proc/sys/net/core/somaxconn"),
         }
     }
@@ -132,7 +135,7 @@ impl Limits {
     pub fn rings_that_fit(&self) -> Option<u64> {
         let limit = self.locked_memory?.soft;
         let is_bound = self.locks_without_limit != Some(true) && limit != u64::MAX;
-        is_bound.then(|| limit / self.ring_locks.max(1))
+        if is_bound { limit.checked_div(self.ring_locks) } else { None }
     }
 }
 
@@ -198,6 +201,8 @@ mod tests {
         assert_eq!(unknown.rings_that_fit(), Some(81));
         let exempt = Limits { locks_without_limit: Some(true), ..limits.clone() };
         assert_eq!(exempt.rings_that_fit(), None);
+        let old = Limits { ring_locks: 0, ..limits.clone() };
+        assert_eq!(old.rings_that_fit(), None);
         let endless = Some(Limit { soft: u64::MAX, hard: u64::MAX });
         assert_eq!(Limits { locked_memory: endless, ..limits }.rings_that_fit(), None);
     }

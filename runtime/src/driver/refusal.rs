@@ -356,7 +356,9 @@ impl Surroundings {
     fn cause_of_enomem(&self, needed: u64) -> Cause {
         match (self.memlock_limit, self.has_capability(CAP_IPC_LOCK)) {
             (Some(u64::MAX), _) | (_, Some(true)) => Cause::OutOfMemory,
-            (Some(limit), Some(false)) => Cause::MemlockLimit { limit, needed },
+            (Some(limit), Some(false)) if self.counts_rings() == Some(true) => {
+                Cause::MemlockLimit { limit, needed }
+            }
             _ => suspects("the limit on locked memory (ulimit -l), or a lack of memory"),
         }
     }
@@ -400,6 +402,12 @@ impl Surroundings {
             (Some(false), Some(group), Some(false)) => Some(self.groups.as_ref()?.contains(&group)),
             _ => None,
         }
+    }
+
+    /// Whether the kernel counts rings against the limit on locked memory: it did so until 5.11,
+    /// and does again since 6.14, which has given rings their memory by a way of its own.
+    pub(crate) fn counts_rings(&self) -> Option<bool> {
+        self.version().map(|version| !((5, 12)..(6, 14)).contains(&version))
     }
 
     /// Whether the limit on locked memory does not hold for this process.

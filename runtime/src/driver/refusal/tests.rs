@@ -7,7 +7,7 @@ use super::*;
 /// An unprivileged process on a recent kernel where nothing forbids anything.
 fn open() -> Surroundings {
     Surroundings {
-        release: Some("6.12.8-amd64".to_owned()),
+        release: Some("6.14.8-amd64".to_owned()),
         sysctl: Some(0),
         sysctl_group: Some(-1),
         seccomp: Some(0),
@@ -108,6 +108,11 @@ fn enomem_is_the_memlock_limit_only_for_those_it_binds() {
     assert_eq!(cause(Stage::Register, libc::ENOMEM, &unlimited), Cause::OutOfMemory);
     let unread = Surroundings { in_user_namespace: None, ..privileged };
     assert!(is_open_question(&cause(Stage::Setup, libc::ENOMEM, &unread)));
+    // Rings do not count there.
+    for release in ["5.12.0", "6.13.12-amd64"] {
+        assert!(is_open_question(&cause(Stage::Setup, libc::ENOMEM, &on(release))), "{release}");
+    }
+    assert_eq!(cause(Stage::Setup, libc::ENOMEM, &on("5.11.22")), bound);
 }
 
 #[test]
