@@ -16,7 +16,7 @@ use common::process::{
     in_own_process, refuse_here, unprivileged,
 };
 use common::steps::{self, listen, pair, serve_echo};
-use common::{Test, each_driver, uring_left_out};
+use common::{Test, each_driver, slower, uring_left_out};
 
 mod common;
 
@@ -335,7 +335,8 @@ fn count_error() {
 /// Answers what comes within a moment, and ends: a client of a flood asks once.
 async fn echo_once(mut stream: TcpStream) -> std::io::Result<()> {
     let mut bytes = vec![0; 16 * 1024];
-    while let Ok(read) = timeout(Duration::from_millis(300), stream.read(&mut bytes)).await {
+    let moment = Duration::from_millis(300) * slower();
+    while let Ok(read) = timeout(moment, stream.read(&mut bytes)).await {
         match read? {
             0 => break,
             count => stream.write_all(&bytes[..count]).await?,
