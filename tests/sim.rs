@@ -334,6 +334,31 @@ fn connections_that_are_refused_or_reset_are_errors_and_nothing_else() {
     assert!(kinds.contains("ConnectionRefused") && kinds.contains("ConnectionReset"), "{kinds:?}");
 }
 
+/// What a server sends at once may break the connection before its client knows that there is one.
+#[test]
+fn a_reset_that_overtakes_the_answer_to_a_connect_is_told() {
+    let faults = Faults::none().latency(Duration::ZERO, Duration::from_millis(200)).resets(1);
+    for simulation in (0..20).flat_map(each_driver) {
+        simulation.faults(faults).run(|| async {
+            let listener = TcpListener::bind("10.0.0.1:7000").await.unwrap();
+            let server = annulus::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(b"soon").await.unwrap();
+                let ended = stream.read(&mut [0; 8]).await.unwrap_err();
+                assert_eq!(ended.kind(), io::ErrorKind::ConnectionReset);
+            });
+            let meet = async {
+                let mut stream = TcpStream::connect("10.0.0.1:7000").await?;
+                while stream.read(&mut [0; 8]).await? > 0 {}
+                Ok::<(), io::Error>(())
+            };
+            let ended = meet.await.expect_err("a reset that is an end");
+            assert_eq!(ended.kind(), io::ErrorKind::ConnectionReset);
+            server.await.unwrap();
+        });
+    }
+}
+
 #[test]
 fn what_is_not_simulated_says_so() {
     Simulation::new(1).run(|| async {

@@ -88,6 +88,8 @@ enum Role {
     Connecting {
         error: Option<i32>,
         over: bool,
+        /// A reset has overtaken the answer, and is told with it.
+        reset: bool,
     },
     Connected(Box<Line>),
 }
@@ -184,7 +186,7 @@ impl Network {
         let from = SocketAddr::new(to.ip(), self.free_port());
         let socket = self.socket(id)?;
         socket.bound = Some(from);
-        socket.role = Role::Connecting { error: None, over: false };
+        socket.role = Role::Connecting { error: None, over: false, reset: false };
         self.names.entry(from).or_default().push(id);
         let due = moment.now + moment.latency();
         self.send_off(due, Delivery::Request { client: id, from, to });
@@ -425,8 +427,12 @@ impl Network {
                 let peer = line.peer;
                 match self.sockets.get_mut(&client) {
                     Some(socket) => {
+                        let reset = matches!(socket.role, Role::Connecting { reset: true, .. });
                         socket.role = Role::Connected(line);
                         self.notify(client, libc::EPOLLOUT);
+                        if reset {
+                            self.reset(client);
+                        }
                     }
                     None => self.send_off(moment.now, Delivery::Reset { to: peer }),
                 }
@@ -434,7 +440,7 @@ impl Network {
             Delivery::Refusal { client } => {
                 if let Some(socket) = self.sockets.get_mut(&client) {
                     let error = Some(libc::ECONNREFUSED);
-                    socket.role = Role::Connecting { error, over: true };
+                    socket.role = Role::Connecting { error, over: true, reset: false };
                     self.notify(client, libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLERR);
                 }
             }
@@ -516,7 +522,11 @@ impl Network {
     }
 
     fn reset(&mut self, id: SocketId) {
-        let Ok(line) = self.line(id) else { return };
+        let line = match self.sockets.get_mut(&id).map(|socket| &mut socket.role) {
+            Some(Role::Connected(line)) => line,
+            Some(Role::Connecting { over: false, reset, .. }) => return *reset = true,
+            _ => return,
+        };
         if line.reset() {
             self.figures.resets += 1;
             self.notify(id, libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP);
