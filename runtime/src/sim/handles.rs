@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::network::SocketId;
-use crate::sys::EpollFd;
+use crate::sys::{EPOLL_EVENTS_MAX, EpollFd};
 
 #[derive(Default)]
 pub(super) struct Handles {
@@ -52,18 +52,24 @@ impl Handles {
     /// The sockets whose last descriptor has been closed since, in the order of their making.
     pub(super) fn take_closed(&mut self) -> Vec<SocketId> {
         let mut gone = Vec::new();
-        if let Some(closed) = &self.closed {
-            // An error would be a bug; then sockets stay open, which shows.
-            let _asked =
-                closed.wait_for_kernel(Some(Duration::ZERO), |event| gone.push(event.token));
-        }
-        gone.sort_unstable();
-        for id in &gone {
-            if let Some(ours) = self.ours.remove(id) {
-                self.by_cookie.remove(&ours.cookie);
+        loop {
+            // One look shows so many at most; what it has shown is no longer there for the next.
+            let shown = gone.len();
+            if let Some(closed) = &self.closed {
+                // An error would be a bug; then sockets stay open, which shows.
+                let _asked =
+                    closed.wait_for_kernel(Some(Duration::ZERO), |event| gone.push(event.token));
+            }
+            for id in &gone[shown..] {
+                if let Some(ours) = self.ours.remove(id) {
+                    self.by_cookie.remove(&ours.cookie);
+                }
+            }
+            if gone.len() - shown < EPOLL_EVENTS_MAX {
+                gone.sort_unstable();
+                return gone;
             }
         }
-        gone
     }
 
     /// How many are open.
@@ -98,4 +104,21 @@ fn cookie(fd: BorrowedFd<'_>) -> Option<u64> {
         )
     };
     (answer == 0).then_some(cookie)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_was_closed_is_noticed_at_once() {
+        let (mut handles, count) = (Handles::default(), EPOLL_EVENTS_MAX as u64 + 1);
+        let descriptors: Vec<_> = (0..count).filter_map(|id| handles.make(id).ok()).collect();
+        // Two descriptors for each; a process may have fewer than that.
+        let made: Vec<u64> = handles.ours.keys().copied().collect();
+        assert_eq!(made.len(), descriptors.len());
+        drop(descriptors);
+        assert_eq!(handles.take_closed(), made);
+        assert_eq!(handles.len(), 0);
+    }
 }
