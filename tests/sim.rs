@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use annulus::net::{ListenerGroup, TcpListener, TcpStream};
+use annulus::net::{ListenOptions, ListenerGroup, TcpListener, TcpStream};
 use annulus::shutdown::ShutdownToken;
 use annulus::sim::{self, Faults, Report, Simulation};
 use annulus::{Driver, Shard, task, time};
@@ -417,6 +417,31 @@ async fn addresses_ports_and_ends() {
     let refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+}
+
+async fn binds(address: &str, options: ListenOptions) -> io::Result<TcpListener> {
+    TcpListener::bind_with(address, options).await
+}
+
+#[test]
+fn an_address_that_stands_for_another_is_taken_with_it() {
+    Simulation::new(1).run(|| async {
+        let plain = ListenOptions::new();
+        let taken = |answer: io::Result<TcpListener>| {
+            assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        };
+        let one = binds("10.0.0.1:80", plain).await.unwrap();
+        taken(binds("0.0.0.0:80", plain).await);
+        taken(binds("[::]:80", plain).await);
+        let _beside = binds("10.0.0.2:80", plain).await.unwrap();
+        let _v6 = binds("[::]:80", plain.only_v6(true)).await.unwrap();
+        taken(binds("[::1]:80", plain).await);
+        drop(one);
+        taken(binds("0.0.0.0:80", plain).await);
+        let _all = binds("[::]:81", plain.reuse_port(true)).await.unwrap();
+        taken(binds("0.0.0.0:81", plain).await);
+        binds("0.0.0.0:81", plain.reuse_port(true)).await.unwrap();
+    });
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub(crate) fn bind(
     only_v6: Option<bool>,
 ) -> io::Result<()> {
     let explain = |error| explain_bind(error, address);
-    if let Some(answer) = simulated::bind(socket.as_fd(), address, shares) {
+    let binding = simulated::Binding { shares, only_v6: only_v6 == Some(true) };
+    if let Some(answer) = simulated::bind(socket.as_fd(), address, binding) {
         return answer.map_err(explain);
     }
     // Connections that are still being closed must not keep a restarted server from its port.

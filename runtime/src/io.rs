@@ -343,8 +343,8 @@ fn call<T: Operation>(mut operation: T) -> T::Output {
 #[doc(hidden)]
 pub mod simulated {
     pub use crate::sim::calls::{
-        Options, bind, connect, is_simulated, listen, local_address, options, peer_address,
-        share_address, socket,
+        Binding, Options, bind, connect, is_simulated, listen, local_address, options,
+        peer_address, share_address, socket,
     };
     pub use crate::sim::is_here;
 }

@@ -64,7 +64,7 @@ pub(crate) mod calls {
     pub fn bind(
         _fd: BorrowedFd<'_>,
         _address: SocketAddr,
-        _shares: bool,
+        _binding: Binding,
     ) -> Option<io::Result<()>> {
         None
     }
@@ -97,6 +97,15 @@ pub(crate) mod calls {
     #[inline(always)]
     pub fn peer_address(_fd: BorrowedFd<'_>) -> Option<io::Result<SocketAddr>> {
         None
+    }
+
+    /// How a socket is bound.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Binding {
+        /// `SO_REUSEPORT`.
+        pub shares: bool,
+        /// `IPV6_V6ONLY`.
+        pub only_v6: bool,
     }
 
     /// What can be set.

@@ -23,8 +23,9 @@
 //! # What is simulated
 //!
 //! - **TCP**: listeners, listener groups and streams, with everything they can do. Any address can
-//!   be bound, such as those of several hosts. Two things that look alike are told apart as TCP
-//!   does: a peer that has finished, one that is gone, one that was reset.
+//!   be bound, such as those of several hosts; who may have a port beside whom is as on Linux. Two
+//!   things that look alike are told apart as TCP does: a peer that has finished, one that is gone,
+//!   one that was reset.
 //! - **Time**: [`time`](crate::time) runs by one clock for all shards, which moves only when
 //!   nothing can happen before the next moment at which something is due.
 //! - **Shards** take turns, one at a time. **Blocking work** is done where it is asked for.

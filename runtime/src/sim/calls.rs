@@ -7,6 +7,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::dice::mix;
+pub use super::names::Binding;
 pub use super::network::Options;
 use super::network::errno;
 use super::trace::Call;
@@ -17,12 +18,12 @@ pub fn socket() -> Option<io::Result<OwnedFd>> {
     Some(World::current()?.open_socket())
 }
 
-/// Binds to an address, which others may have too if they say so as well.
-pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr, shares: bool) -> Option<io::Result<()>> {
+/// As `bind(2)`.
+pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr, binding: Binding) -> Option<io::Result<()>> {
     let world = World::current()?;
     // What was closed before frees its port.
     world.take_closed();
-    world.on_socket(fd, Call::Bind, none, |network, _, id| network.bind(id, address, shares))
+    world.on_socket(fd, Call::Bind, none, |network, _, id| network.bind(id, address, binding))
 }
 
 /// Lets others have the address of a socket that is bound.

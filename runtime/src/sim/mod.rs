@@ -22,9 +22,12 @@ mod gate;
 mod handles;
 mod line;
 mod moment;
+mod names;
 mod network;
 mod report;
 pub(crate) mod ring;
+#[cfg(test)]
+mod same;
 mod trace;
 mod watches;
 mod world;

@@ -18,12 +18,9 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::dice::Dice;
 use super::line::{Line, Watch};
 use super::moment::Moment;
-
-/// Where the ports begin that nobody asked for by number.
-const EPHEMERAL_PORT_MIN: u16 = 49_152;
+use super::names::{Binding, Names};
 
 /// After this a connection is asked for again that found the listener's queue full (Linux: 1 s).
 const REQUEST_AGAIN: Duration = Duration::from_secs(1);
@@ -33,12 +30,10 @@ pub(super) type SocketId = u64;
 #[derive(Default)]
 pub(super) struct Network {
     pub(super) sockets: BTreeMap<SocketId, Socket>,
-    /// Who has which address.
-    names: BTreeMap<SocketAddr, Vec<SocketId>>,
+    names: Names,
     on_its_way: BTreeMap<(Duration, u64), Delivery>,
     next_socket: SocketId,
     next_serial: u64,
-    next_port: u16,
     pub(super) figures: Figures,
 }
 
@@ -54,8 +49,6 @@ pub(super) struct Figures {
 
 pub(super) struct Socket {
     bound: Option<SocketAddr>,
-    /// Others may have the same address, if they say so too (`SO_REUSEPORT`).
-    shares_address: bool,
     options: Options,
     role: Role,
     pub(super) watches: Vec<Watch>,
@@ -113,7 +106,7 @@ impl Network {
         let id = self.next_socket;
         self.next_socket += 1;
         let options = Options::default();
-        let socket = Socket { bound, shares_address: false, options, role, watches: Vec::new() };
+        let socket = Socket { bound, options, role, watches: Vec::new() };
         self.sockets.insert(id, socket);
         id
     }
@@ -122,52 +115,32 @@ impl Network {
         &mut self,
         id: SocketId,
         mut address: SocketAddr,
-        shares: bool,
+        binding: Binding,
     ) -> io::Result<()> {
-        if address.port() == 0 {
-            address.set_port(self.free_port());
-        }
-        for other in self.names.get(&address).into_iter().flatten() {
-            let other = &self.sockets[other];
-            if !(shares && other.shares_address) {
-                return Err(errno(libc::EADDRINUSE));
-            }
-        }
-        let socket = self.socket(id)?;
-        if socket.bound.is_some() {
+        if self.socket(id)?.bound.is_some() {
             return Err(errno(libc::EINVAL));
         }
-        socket.bound = Some(address);
-        socket.shares_address = shares;
-        self.names.entry(address).or_default().push(id);
+        address.set_port(self.names.bind(id, address, binding)?);
+        self.socket(id)?.bound = Some(address);
         Ok(())
     }
 
     /// Has others share the address of a socket that has it already.
     pub(super) fn share_address(&mut self, id: SocketId) -> io::Result<()> {
-        self.socket(id)?.shares_address = true;
+        if let Some(name) = self.socket(id)?.bound {
+            self.names.share(id, name.port());
+        }
         Ok(())
     }
 
-    fn free_port(&mut self) -> u16 {
-        loop {
-            self.next_port = self.next_port.checked_add(1).unwrap_or(0).max(EPHEMERAL_PORT_MIN);
-            let port = self.next_port;
-            if !self.names.keys().any(|name| name.port() == port) {
-                return port;
-            }
-        }
-    }
-
     pub(super) fn listen(&mut self, id: SocketId, backlog: usize) -> io::Result<()> {
-        let socket = self.socket(id)?;
-        match &mut socket.role {
-            Role::Fresh if socket.bound.is_some() => {
-                socket.role = Role::Listening { waiting: VecDeque::new(), backlog };
-                Ok(())
-            }
-            _ => Err(errno(libc::EINVAL)),
+        let socket = self.sockets.get_mut(&id).ok_or_else(|| errno(libc::EBADF))?;
+        match (&socket.role, socket.bound) {
+            (Role::Fresh, Some(name)) => self.names.listen(id, name.port())?,
+            _ => return Err(errno(libc::EINVAL)),
         }
+        socket.role = Role::Listening { waiting: VecDeque::new(), backlog };
+        Ok(())
     }
 
     pub(super) fn connect(
@@ -183,11 +156,14 @@ impl Network {
             _ => return Err(errno(libc::EINVAL)),
         }
         let to = SocketAddr::new(reachable(to.ip()), to.port());
-        let from = SocketAddr::new(to.ip(), self.free_port());
+        let from = match self.socket(id)?.bound {
+            Some(name) if name.ip().is_unspecified() => SocketAddr::new(to.ip(), name.port()),
+            Some(name) => name,
+            None => SocketAddr::new(to.ip(), self.names.connect(id, to.ip(), to)?),
+        };
         let socket = self.socket(id)?;
         socket.bound = Some(from);
         socket.role = Role::Connecting { error: None, over: false, reset: false };
-        self.names.entry(from).or_default().push(id);
         let due = moment.now + moment.latency();
         self.send_off(due, Delivery::Request { client: id, from, to });
         self.deliver(moment);
@@ -336,10 +312,9 @@ impl Network {
     /// The last descriptor of a socket is gone.
     pub(super) fn close(&mut self, moment: &mut Moment<'_>, id: SocketId) {
         let Some(socket) = self.sockets.remove(&id) else { return };
-        if let Some(owners) = socket.bound.and_then(|name| self.names.get_mut(&name)) {
-            owners.retain(|owner| *owner != id);
+        if let Some(name) = socket.bound {
+            self.names.release(id, name.port());
         }
-        self.names.retain(|_, owners| !owners.is_empty());
         match socket.role {
             Role::Listening { waiting, .. } => {
                 for server in waiting {
@@ -480,10 +455,12 @@ impl Network {
     ) {
         let refused = moment.dice.one_in(moment.faults.refusals);
         let due = moment.now + moment.latency();
-        let Some(listener) = self.listener_at(moment.dice, to).filter(|_| !refused) else {
+        let listeners = self.names.listeners_at(to);
+        if refused || listeners.is_empty() {
             self.figures.refusals += 1;
             return self.send_off(due, Delivery::Refusal { client });
-        };
+        }
+        let listener = listeners[moment.dice.below(listeners.len() as u64) as usize];
         if let Role::Listening { waiting, backlog } = &self.sockets[&listener].role {
             if waiting.len() > *backlog {
                 let due = moment.now + REQUEST_AGAIN;
@@ -502,23 +479,6 @@ impl Network {
             waiting.push_back(server);
         }
         self.notify(listener, libc::EPOLLIN);
-    }
-
-    /// One of those who listen at this address, or at all of the machine's.
-    fn listener_at(&self, dice: &mut Dice, to: SocketAddr) -> Option<SocketId> {
-        let port = to.port();
-        let any4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-        let any6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-        let names = if to.is_ipv4() { [to, any4, any6] } else { [to, any6, any6] };
-        for name in names {
-            let listens = |id: &&SocketId| matches!(self.sockets[*id].role, Role::Listening { .. });
-            let owners = self.names.get(&name).into_iter().flatten();
-            let listeners: Vec<_> = owners.filter(listens).collect();
-            if !listeners.is_empty() {
-                return Some(*listeners[dice.below(listeners.len() as u64) as usize]);
-            }
-        }
-        None
     }
 
     fn reset(&mut self, id: SocketId) {
