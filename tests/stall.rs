@@ -18,7 +18,7 @@ use annulus::time::sleep;
 use annulus::{Driver, Runtime, Shard, on_each_shard, spawn, task};
 
 use common::process::{Running, fork_for, in_own_process, in_role, role, threads};
-use common::{Test, each_driver};
+use common::{Test, each_driver, slower};
 
 mod common;
 
@@ -202,7 +202,8 @@ each_driver! {
 
     #[deadline_s(60)]
     fn reports_of_a_shard_are_few_and_come_at_ever_longer_times(driver: Driver) {
-        let (runtime, reports) = watched(driver, Duration::from_millis(1));
+        // So that nothing but the task below holds the shard for so long.
+        let (runtime, reports) = watched(driver, Duration::from_millis(1) * slower());
         runtime.block_on(async {
             spawn(async move {
                 let mut held = Duration::ZERO;
