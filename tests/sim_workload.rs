@@ -2,6 +2,8 @@
 //!
 //! `ANNULUS_SIM_SEED` runs one seed only.
 
+use std::time::Duration;
+
 use annulus::Driver;
 use annulus::sim::{self, Faults, Report, Simulation};
 
@@ -21,6 +23,7 @@ fn workload(simulation: Simulation, faults: Faults, allowed: Allowed) -> (Tally,
         at_once: 1 + (seed % 7) as usize,
         bytes_max: [300, 20_000, 100_000][(seed % 3) as usize],
         allowed,
+        time_max: TIME_MAX,
     };
     let simulation = simulation.shards(1 + (seed % 3) as u32).faults(faults);
     let (tally, report) = simulation.run_and_report(|| workload.run());
@@ -82,3 +85,5 @@ fn one_seed_is_one_run() {
 }
 
 const SEEDS: u64 = 15;
+/// Of simulated time: past this a run hangs.
+const TIME_MAX: Duration = Duration::from_secs(60);

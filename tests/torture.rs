@@ -2,11 +2,13 @@
 //! library. `ANNULUS_SEED` replays one seed; the threads of a real kernel do not come in the same
 //! order, but the same things happen.
 
+use std::time::Duration;
+
 use annulus::Driver;
 
-use common::each_driver;
 use common::process::open_descriptors;
 use common::steps::eventually_blocking;
+use common::{each_driver, slower};
 use workload::ledger::{Allowed, Tally};
 use workload::seeds::each_seed;
 use workload::{Workload, settings};
@@ -25,6 +27,7 @@ each_driver! {
                 at_once: 24,
                 bytes_max: 300_000,
                 allowed: Allowed { refused: seed % 3 != 0, reset: false },
+                time_max: TIME_MAX * slower(),
             };
             leaves_nothing(driver, seed, async || workload.run().await).check();
         });
@@ -41,6 +44,7 @@ each_driver! {
                 at_once: 16,
                 bytes_max: 80_000,
                 allowed: Allowed::default(),
+                time_max: TIME_MAX * slower(),
             };
             let run = async || {
                 let clients = async |address, ledger: &_| {
@@ -65,3 +69,6 @@ fn leaves_nothing(driver: Driver, seed: u64, work: impl AsyncFnOnce() -> Tally) 
     eventually_blocking("all descriptors are closed", || open_descriptors() <= before);
     tally
 }
+
+/// Past this a run of one seed hangs.
+const TIME_MAX: Duration = Duration::from_secs(100);

@@ -43,6 +43,8 @@ pub(crate) struct Workload {
     pub(crate) bytes_max: u64,
     /// What may befall a connection besides what its ends do.
     pub(crate) allowed: Allowed,
+    /// Past this, by the clock of its own world, it hangs.
+    pub(crate) time_max: Duration,
 }
 
 /// Settings drawn from the seed: small pools, small rings, and those that programs have.
@@ -69,7 +71,7 @@ impl Workload {
     ) -> Tally {
         let server_stays = |number| End::stays(self.seed, number, 1);
         let ledger = Ledger::new(self.seed, self.connections, self.allowed, server_stays);
-        let time_max = if cfg!(feature = "sim") { TIME_MAX_SIMULATED } else { TIME_MAX };
+        let time_max = self.time_max;
         if timeout(time_max, self.pass(clients, &ledger)).await.is_err() {
             ledger.fail(format!("not over in {time_max:?}: {}", ledger.open_ends()));
         }
@@ -253,9 +255,6 @@ impl Tally {
     }
 }
 
-/// Past this a run hangs.
-const TIME_MAX: Duration = Duration::from_secs(100);
-const TIME_MAX_SIMULATED: Duration = Duration::from_secs(60);
 /// Of a listener that is not there, or of an unlucky client.
 const CONNECTS_MAX: u64 = 10_000;
 /// Between two times that the listener goes.
