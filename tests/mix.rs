@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::process::Command;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use annulus::buf::Lease;
 use annulus::net::{Family, Stream, Tcp, Unix};
 use annulus::time::timeout;
 
+use common::asked;
 use common::bytes::{Cursor, Keyed, Numbers};
 use common::cut::{attempt, check_attempts};
 use common::each_driver;
@@ -24,7 +26,7 @@ mod common;
 each_driver! {
     #[deadline_s(3600)]
     fn everything_at_once_keeps_every_byte(driver: Driver) {
-        let seeds = std::env::var("ANNULUS_TEST_SEEDS").map_or(6, |text| text.parse().unwrap());
+        let seeds = asked::number("ANNULUS_TEST_SEEDS", 1).unwrap_or(6);
         for seed in 0..seeds {
             println!("seed {seed}");
             let pool = [1024, 1, 2, 4][seed as usize % 4];
@@ -37,6 +39,27 @@ each_driver! {
                 mix::<Unix>(seed, ours.into(), theirs.into()).await;
             });
         }
+    }
+}
+
+/// Taken for something else, or for nothing, it would let this file pass without what was wanted.
+#[test]
+fn what_is_asked_for_in_a_way_that_nobody_understands_fails() {
+    for (variable, text, expected) in [
+        ("ANNULUS_TEST_SEEDS", "0", "a number of at least 1"),
+        ("ANNULUS_TEST_SEEDS", "", "a number of at least 1"),
+        ("ANNULUS_TEST_SEEDS", "many", "a number of at least 1"),
+        ("ANNULUS_TEST_SLOWER", "0", "a number of at least 1"),
+        ("ANNULUS_TEST_STORM", "yes", "0 or 1"),
+        ("ANNULUS_TEST_NO_URING", "yes", "0 or 1"),
+    ] {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "everything_at_once_keeps_every_byte::uring"]);
+        command.env("ANNULUS_TEST_NO_URING", "0").env(variable, text);
+        let output = command.output().expect("run this program");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success(), "{variable}={text:?} passes:\n{said}");
+        assert!(said.contains(&format!("{variable}={text:?}: {expected}")), "{said}");
     }
 }
 

@@ -13,6 +13,7 @@ use annulus::buf::{BufResult, IoBuf, IoBufMut};
 use annulus::net::TcpStream;
 use annulus::time::timeout;
 
+use common::asked;
 use common::bytes::{Cursor, Keyed, Numbers};
 use common::cut::{attempt, check_attempts, rationed_peer, streaming_peer};
 use common::each_driver;
@@ -806,7 +807,7 @@ mod large {
         #[alone]
         #[deadline_s(300)]
         fn more_than_two_gibibytes_are_sent_and_received(driver: Driver) {
-            if std::env::var_os(HEAVY).is_none() {
+            if !asked::is_on(HEAVY) {
                 let test = "more_than_two_gibibytes_are_sent_and_received";
                 return common::leave_out(test, &format!("{HEAVY} is not set"));
             }
@@ -868,7 +869,7 @@ mod large {
     }
 
     const STEP: usize = 65_521;
-    /// Set, runs what takes much memory and time.
+    /// Set to 1, runs what takes much memory and time.
     const HEAVY: &str = "ANNULUS_TEST_HEAVY";
 }
 

@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::env;
+use std::ffi::OsStr;
 use std::future::pending;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -230,6 +232,20 @@ fn a_seed_gives_the_same_run_in_another_process() {
     let other = other.args(["--exact", test, "--nocapture"]).env(ASKED, "1").output().unwrap();
     let printed = String::from_utf8(other.stdout).unwrap();
     assert!(printed.contains(&own), "{own}\n{printed}");
+}
+
+/// A seed that is taken for none is not tried again, and all others seem to pass for it.
+#[test]
+fn what_is_no_seed_is_told_and_nothing_is_run() {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    for text in [&b"many"[..], b"", b"-1", b"7\xff"] {
+        let mut other = Command::new(env::current_exe().unwrap());
+        other.args(["--exact", "a_server_and_its_clients_meet_in_memory"]);
+        let other = other.env("ANNULUS_SIM_SEED", OsStr::from_bytes(text)).output().unwrap();
+        let printed = String::from_utf8_lossy(&other.stdout);
+        assert!(printed.contains("expected a whole number"), "{text:?}: {printed}");
+        assert!(!other.status.success());
+    }
 }
 
 fn text_of(payload: &(dyn Any + Send)) -> &str {

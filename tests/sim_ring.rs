@@ -11,6 +11,7 @@ use annulus::net::{TcpListener, TcpStream};
 use annulus::sim::{self, Faults, Simulation};
 use annulus::{Driver, Shard, time};
 
+use common::asked;
 use common::steps::echo_by;
 
 #[allow(unused_imports, unused_macros, reason = "each simulation is of one driver")]
@@ -29,8 +30,7 @@ fn hostile() -> Faults {
 
 /// How many seeds each program runs with; `ANNULUS_SIM_SEEDS` has more of them.
 fn seeds() -> std::ops::Range<u64> {
-    let wanted = std::env::var("ANNULUS_SIM_SEEDS").ok().and_then(|text| text.parse().ok());
-    0..wanted.unwrap_or(60)
+    0..asked::number("ANNULUS_SIM_SEEDS", 1).unwrap_or(60)
 }
 
 fn each<Fut: Future<Output = ()>>(program: impl Fn() -> Fut) {

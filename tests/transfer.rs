@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use annulus::Driver;
 
+use common::asked;
 use common::bytes::{Keyed, Numbers};
 use common::peer::{self, Peer, peer};
 use common::process::{Running, example};
@@ -139,9 +140,7 @@ fn pause_sometimes(numbers: &mut Numbers) {
 }
 
 fn amount_mib() -> u64 {
-    std::env::var(AMOUNT).map_or(16, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{AMOUNT}={text:?} is no number of MiB"))
-    })
+    asked::number(AMOUNT, 1).unwrap_or(16)
 }
 
 /// Slow machines and debug builds transfer more than 4 MiB in a second.

@@ -231,9 +231,10 @@ thread_local! {
 /// `ANNULUS_SIM_SEED` is no number.
 #[track_caller]
 pub fn each_seed(seeds: Range<u64>, mut try_one: impl FnMut(Simulation)) {
-    let only = env::var(SEED_VARIABLE).ok().map(|text| match text.parse() {
-        Ok(seed) => seed,
-        Err(_) => panic!("{SEED_VARIABLE}={text:?} cannot be used: expected a whole number"),
+    let only = env::var_os(SEED_VARIABLE).map(|text| {
+        text.to_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+            panic!("{SEED_VARIABLE}={text:?} cannot be used: expected a whole number")
+        })
     });
     let seeds = only.map_or(seeds, |seed| seed..seed + 1);
     for seed in seeds {

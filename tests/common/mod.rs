@@ -5,7 +5,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of what is here")]
 
-use std::env;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{PoisonError, RwLock};
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 use annulus::{Driver, Runtime};
 
+pub(crate) mod asked;
 pub(crate) mod bytes;
 pub(crate) mod contract;
 pub(crate) mod cut;
@@ -153,16 +153,13 @@ pub(crate) fn runtime(driver: Driver) -> Runtime {
 
 /// Whether the user told us that there is no io_uring on this machine.
 pub(crate) fn uring_left_out() -> bool {
-    env::var_os(NO_URING).is_some_and(|value| value == "1")
+    asked::is_on(NO_URING)
 }
 
 /// How many times longer everything takes than on an ordinary machine, as under emulation. Times
 /// after which a test is taken for hung are multiplied by it, and some that tell soon from late.
 pub(crate) fn slower() -> u32 {
-    match env::var(SLOWER) {
-        Ok(times) => times.parse().unwrap_or_else(|_| panic!("{SLOWER}={times:?} is no number")),
-        Err(_) => 1,
-    }
+    asked::number(SLOWER, 1).unwrap_or(1)
 }
 
 /// Says that a test does nothing, and why, in words that `.ci/kernels` counts.

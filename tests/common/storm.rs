@@ -4,7 +4,6 @@
 //! The signal has a handler, and calls that it ends are not made again by the kernel. Peers are
 //! kept out of it: they are plain blocking sockets, and what they do about a signal is not ours.
 
-use std::env;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
@@ -14,10 +13,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use crate::common::asked;
+
 /// Starts the storm, once, where the variable asks for it.
 pub(crate) fn start_if_asked() {
     static STARTED: Once = Once::new();
-    if env::var_os(ASKED).is_some_and(|value| value == "1") {
+    if asked::is_on(ASKED) {
         STARTED.call_once(start);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use annulus::Driver;
 
 use crate::common::bytes::Numbers;
-use crate::common::say;
+use crate::common::{asked, say};
 
 /// Runs the body with each seed. A failure is followed by the command that replays it.
 pub(crate) fn each_seed(test: &str, driver: Driver, body: impl Fn(u64)) {
@@ -25,8 +25,8 @@ pub(crate) fn each_seed(test: &str, driver: Driver, body: impl Fn(u64)) {
 }
 
 fn seeds() -> Vec<u64> {
-    if let Ok(text) = std::env::var("ANNULUS_SEED") {
-        return vec![text.parse().expect("ANNULUS_SEED is a number")];
+    if let Some(seed) = asked::number("ANNULUS_SEED", 0) {
+        return vec![seed];
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     let of_the_clock = since.as_millis() as u64;
