@@ -1,7 +1,8 @@
 //! `soak MINUTES [uring|epoll|both]`: servers on annulus under churn, slow peers, resets,
 //! half-closes, dropped futures, moves, aborts and panics, on both drivers at once, each in a
 //! process of its own beside its load. Told every ten seconds; a table at the end; fails on wrong
-//! bytes, on descriptors that are left, and on memory that grows.
+//! bytes, on descriptors that are left, on memory that grows, and on a load or looks that have not
+//! taken place.
 
 mod keyed;
 mod load;

@@ -111,6 +111,7 @@ impl Pair {
             target.address.to_string(),
             seconds.to_string(),
         ];
+        let began = Instant::now();
         let loading = Worker::spawn(&words)?;
         // The load waits for longer than this: so the first look is at what nobody uses yet.
         thread::sleep(QUIET / 2);
@@ -125,6 +126,10 @@ impl Pair {
             over: false,
         };
         pair.look(0.0)?;
+        // What is there at the first look may be there at the end: it must not be the load's.
+        if began.elapsed() >= QUIET {
+            return Err("this machine is too slow: the first look came after the load began".into());
+        }
         // The probe's task is one of those that stay.
         pair.server.first = Some(pair.server.tally);
         Ok(pair)

@@ -22,11 +22,15 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn look(&mut self, pid: u32, seconds: f64, open: u64) -> io::Result<()> {
+        let rss_bytes = Memory::of_all(&[pid])?.rss_bytes;
+        if rss_bytes == 0 {
+            return Err(io::Error::other(format!("the kernel tells no memory of process {pid}")));
+        }
         self.looks.push(Look {
             seconds,
             open,
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
-            rss_kib: Memory::of_all(&[pid])?.rss_bytes as f64 / 1024.0,
+            rss_kib: rss_bytes as f64 / 1024.0,
         });
         Ok(())
     }
@@ -43,11 +47,19 @@ impl Watched {
         self.looks.iter().map(what).fold(0.0, f64::max)
     }
 
+    /// How many looks there are between two times.
+    pub(crate) fn count(&self, from_s: f64, to_s: f64) -> usize {
+        self.between(from_s, to_s).count()
+    }
+
     /// How much it grows in a minute, by least squares over the looks between two times.
     pub(crate) fn per_minute(&self, from_s: f64, to_s: f64, what: impl Fn(&Look) -> f64) -> f64 {
-        let within = |look: &&Look| look.seconds >= from_s && look.seconds <= to_s;
-        let looks = self.looks.iter().filter(within);
+        let looks = self.between(from_s, to_s);
         slope(&looks.map(|look| (look.seconds / 60.0, what(look))).collect::<Vec<_>>())
+    }
+
+    fn between(&self, from_s: f64, to_s: f64) -> impl Iterator<Item = &Look> {
+        self.looks.iter().filter(move |look| look.seconds >= from_s && look.seconds <= to_s)
     }
 }
 
@@ -64,6 +76,12 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Watched {
+        pub(crate) fn of(looks: impl IntoIterator<Item = Look>) -> Self {
+            Self { looks: looks.into_iter().collect() }
+        }
+    }
 
     #[test]
     fn the_slope_is_that_of_the_line() {
