@@ -375,6 +375,24 @@ fn a_reset_that_overtakes_the_answer_to_a_connect_is_told() {
     }
 }
 
+/// A wait that ends is something that others look at; were each look a chance for their own wait to
+/// end, many shards would keep each other awake.
+#[test]
+fn shards_do_not_pass_interruptions_on_to_each_other() {
+    // Some 1,500 turns; it was 219,374 where each look could end a wait.
+    let simulation = |seed| each_driver(seed).map(|it| it.shards(8).turns_max(10_000));
+    for simulation in (0..4).flat_map(simulation) {
+        simulation.faults(Faults::none().interruptions(2)).run(|| async {
+            let doze = async |_shard: Shard| {
+                for _ in 0..20 {
+                    time::sleep(Duration::from_secs(60)).await;
+                }
+            };
+            annulus::on_each_shard(doze).await.into_iter().for_each(Result::unwrap);
+        });
+    }
+}
+
 #[test]
 fn what_is_not_simulated_says_so() {
     Simulation::new(1).run(|| async {

@@ -120,13 +120,17 @@ impl Kernel {
     fn get_events(&mut self, wanted: Wanted) -> io::Result<()> {
         let until = wanted.timeout.map(|timeout| self.world.now() + timeout);
         self.world.pause();
+        // Drawn once a wait and not once a look: the end of a wait has all others look, and would
+        // end so many of their waits that many shards kept each other awake for ever.
+        let mut looks_left = self.nature.interrupts_wait(&self.world);
         loop {
             self.flush_overflown();
             self.look();
             if self.queues.ready() >= wanted.completions {
                 return Ok(());
             }
-            if self.nature.interrupts(&self.world) {
+            looks_left = looks_left.map(|looks| looks.saturating_sub(1));
+            if looks_left == Some(0) {
                 return Err(io::Error::from_raw_os_error(libc::EINTR));
             }
             if until.is_some_and(|until| until <= self.world.now()) {

@@ -64,6 +64,9 @@ const DELAY_MAX: Duration = Duration::from_millis(1);
 /// How often a multishot goes on in one visit (`MULTISHOT_MAX_RETRY`, since 6.3).
 const ANSWERS_MAX: u64 = 32;
 
+/// How many looks a wait that a signal ends has at most: some have looked in vain and waited.
+const LOOKS_MAX: u64 = 3;
+
 /// How often what was told to end still does what it was asked for.
 const GOES_ON_MAX: u64 = 3;
 
@@ -108,9 +111,10 @@ impl Nature {
         asked
     }
 
-    /// A wait ends by a signal.
-    pub(super) fn interrupts(&self, world: &World) -> bool {
-        world.roll(|dice| dice.one_in(self.faults.interruptions))
+    /// After how many looks a wait ends by a signal, if it does.
+    pub(super) fn interrupts_wait(&self, world: &World) -> Option<u64> {
+        let interrupted = world.roll(|dice| dice.one_in(self.faults.interruptions));
+        interrupted.then(|| 1 + world.roll(|dice| dice.below(LOOKS_MAX)))
     }
 
     /// A multishot ends with an answer behind which others were to follow.
@@ -164,7 +168,8 @@ impl Nature {
 
     /// A signal ends a send before it has sent anything.
     pub(super) fn interrupts_send(&self, world: &World) -> Option<i32> {
-        self.interrupts(world).then_some(libc::EINTR)
+        let interrupted = world.roll(|dice| dice.one_in(self.faults.interruptions));
+        interrupted.then_some(libc::EINTR)
     }
 
     /// No memory for a notice.
