@@ -15,7 +15,7 @@ use std::time::Duration;
 use annulus::net::{ListenOptions, ListenerGroup, TcpListener, TcpStream};
 use annulus::shutdown::ShutdownToken;
 use annulus::sim::{self, Faults, Report, Simulation};
-use annulus::{Driver, Shard, task, time};
+use annulus::{Driver, Runtime, Shard, task, time};
 
 use common::steps::echo_by;
 
@@ -389,6 +389,26 @@ fn shards_do_not_pass_interruptions_on_to_each_other() {
                 }
             };
             annulus::on_each_shard(doze).await.into_iter().for_each(Result::unwrap);
+        });
+    }
+}
+
+#[test]
+fn a_runtime_that_ends_within_a_simulation_takes_nothing_with_it() {
+    for simulation in (0..4).flat_map(each_driver) {
+        simulation.run(|| async {
+            let server = serve_echo().await.unwrap();
+            let mut stream = TcpStream::connect(server).await.unwrap();
+            let inner = Runtime::builder().shards(2).driver(Driver::Epoll).build().unwrap();
+            let sum = inner.shards()[1].spawn_with(|| async { 1 + 1 });
+            assert_eq!(sum.await.unwrap(), 2);
+            drop(inner);
+            // What is watched since before is still told.
+            let mut buffer = [0; 5];
+            stream.write_all(b"still").await.unwrap();
+            stream.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(&buffer, b"still");
+            ask(server, 700).await.unwrap();
         });
     }
 }

@@ -59,8 +59,8 @@ pub(super) struct State {
     standstill: Option<Arc<str>>,
 }
 
-/// The first is that of the thread which has made the world. They are never used again, as a shard
-/// that has failed may be started anew while its thread ends.
+/// The first is that of the thread which has made the world. They are never another thread's, as a
+/// shard that has failed may be started anew while its thread ends.
 pub(super) type SeatId = u64;
 
 struct Seat {
@@ -134,9 +134,7 @@ impl World {
         let mut state = self.lock();
         let seat = state.next_seat;
         state.next_seat += 1;
-        let turn = Arc::new(Condvar::new());
-        state.seats.insert(seat, Seat { shard, mood: Mood::Ready, turn });
-        state.note(Event::Expect, seat, shard as u64);
+        state.seat_at(seat, shard);
         Place { world: Arc::clone(self), seat }
     }
 
@@ -253,14 +251,19 @@ impl Place {
     }
 
     fn leave(&self) {
+        let mut state = self.stand_up();
+        state.held.remove(&self.seat);
+    }
+
+    fn stand_up(&self) -> MutexGuard<'_, State> {
         CURRENT.set(None);
         let mut state = self.world.lock();
         state.note(Event::Leave, self.seat, 0);
         state.seats.remove(&self.seat);
-        state.held.remove(&self.seat);
         // What it has done last may concern the others.
         state.wake_all();
         state.choose_next();
+        state
     }
 
     /// Nobody is going to take it.
@@ -286,24 +289,33 @@ impl World {
     pub(crate) fn stand_aside() -> Option<Aside> {
         let place = here(Place::clone)?;
         let shard = place.world.lock().seat(place.seat).shard;
-        place.leave();
-        Some(Aside { world: Arc::clone(&place.world), shard })
+        drop(place.stand_up());
+        Some(Aside { place, shard })
     }
 }
 
-/// Has given up its seat for a while.
+/// Has given up its seat for a while. It is kept for it: sockets that are watched know who watches
+/// by the seat.
 pub(crate) struct Aside {
-    world: Arc<World>,
+    place: Place,
     shard: usize,
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        self.world.expect(self.shard).sit_down();
+        self.place.world.lock().seat_at(self.place.seat, self.shard);
+        self.place.clone().sit_down();
     }
 }
 
 impl State {
+    /// There is somebody with this seat, who is only about to arrive.
+    fn seat_at(&mut self, seat: SeatId, shard: usize) {
+        let turn = Arc::new(Condvar::new());
+        self.seats.insert(seat, Seat { shard, mood: Mood::Ready, turn });
+        self.note(Event::Expect, seat, shard as u64);
+    }
+
     fn seat(&mut self, seat: SeatId) -> &mut Seat {
         self.seats.get_mut(&seat).expect("a seat that is taken is there")
     }
