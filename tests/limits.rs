@@ -9,10 +9,10 @@ use annulus::time::{sleep, timeout};
 use annulus::{Builder, Runtime};
 
 use common::bytes::Keyed;
-use common::each_driver;
 use common::peer::{self, peer};
 use common::process::{cpu_ms, need_descriptors, open_descriptors, resident_bytes};
 use common::steps::{listen, pair, poll_once, serve_echo, settle, with_peer};
+use common::{each_driver, slower};
 
 mod common;
 
@@ -181,12 +181,13 @@ each_driver! {
             // Now by the runtime's buffer, now from here.
             for len in [1000, 100_000].into_iter().cycle() {
                 let bytes = vec![0; len];
-                let patience = Duration::from_millis(5);
+                let patience = Duration::from_millis(5) * slower();
                 if timeout(patience, stream.write_all(&bytes)).await.is_err() {
                     break;
                 }
             }
-            timeout(Duration::from_millis(5), stream.write(&[0; 1000])).await.unwrap_err();
+            let patience = Duration::from_millis(5) * slower();
+            timeout(patience, stream.write(&[0; 1000])).await.unwrap_err();
         }
         // 64 KiB that are unsent, and as much that is on its way into the kernel.
         let grown = resident_bytes().saturating_sub(before) / STREAMS;
