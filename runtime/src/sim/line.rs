@@ -22,8 +22,10 @@ pub(super) struct Line {
     pub(super) remote: SocketAddr,
     /// Arrived and not read.
     unread: VecDeque<u8>,
-    /// The peer has finished, or it is as if it had.
+    /// The peer has finished.
     ended: bool,
+    /// Has said that it receives no more: what comes all the same can be received.
+    deaf: bool,
     /// Reset: nothing arrives any more, and nothing can be sent.
     dead: bool,
     pub(super) error: Option<i32>,
@@ -55,6 +57,7 @@ impl Line {
             remote,
             unread: VecDeque::new(),
             ended: false,
+            deaf: false,
             dead: false,
             error: None,
             shut: false,
@@ -121,9 +124,11 @@ impl Line {
         keep: bool,
     ) -> io::Result<usize> {
         if self.unread.is_empty() && !buffer.is_empty() {
-            return match self.error.take() {
+            // Behind the peer's end an error is only told to who sends (SOCK_DONE of Linux).
+            let error = if self.ended { None } else { self.error.take() };
+            return match error {
                 Some(error) => Err(errno(error)),
-                None if self.ended || self.dead => Ok(0),
+                None if self.ended || self.deaf || self.dead => Ok(0),
                 None => Err(errno(libc::EAGAIN)),
             };
         }
@@ -150,6 +155,15 @@ impl Line {
         self.ended = true;
     }
 
+    pub(super) fn turn_deaf(&mut self) {
+        self.deaf = true;
+    }
+
+    /// Bytes that come are answered by a reset, as nobody can want them (FIN_WAIT of Linux).
+    pub(super) fn repels(&self) -> bool {
+        self.dead || (self.deaf && self.shut)
+    }
+
     /// True unless it is over already.
     pub(super) fn reset(&mut self) -> bool {
         if self.dead {
@@ -165,13 +179,18 @@ impl Line {
         self.dead
     }
 
+    /// There is no connection any more: reset, or finished by both.
+    pub(super) fn is_over(&self) -> bool {
+        self.dead || (self.ended && self.shut)
+    }
+
     /// As tcp_poll of Linux.
     pub(super) fn events(&self) -> i32 {
         let mut events = 0;
-        if self.dead || (self.ended && self.shut) {
+        if self.is_over() || (self.deaf && self.shut) {
             events |= libc::EPOLLHUP;
         }
-        if self.dead || self.ended {
+        if self.dead || self.ended || self.deaf {
             events |= libc::EPOLLIN | libc::EPOLLRDHUP;
         }
         if !self.unread.is_empty() {

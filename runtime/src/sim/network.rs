@@ -285,11 +285,11 @@ impl Network {
         how: std::net::Shutdown,
     ) -> io::Result<()> {
         let line = self.line(id)?;
-        if line.is_dead() {
+        if line.is_over() {
             return Err(errno(libc::ENOTCONN));
         }
         if how != std::net::Shutdown::Write {
-            line.end();
+            line.turn_deaf();
         }
         if how != std::net::Shutdown::Read && !std::mem::replace(&mut line.shut, true) {
             let (to, due) = (line.peer, line.due_after(moment.now + moment.latency()));
@@ -351,7 +351,7 @@ impl Network {
     pub(super) fn peer_address(&self, id: SocketId) -> io::Result<SocketAddr> {
         match self.sockets.get(&id).map(|socket| &socket.role) {
             // A connection that is over has no peer (getpeername(2)).
-            Some(Role::Connected(line)) if !line.is_dead() => Ok(line.remote),
+            Some(Role::Connected(line)) if !line.is_over() => Ok(line.remote),
             _ => Err(errno(libc::ENOTCONN)),
         }
     }
@@ -420,12 +420,13 @@ impl Network {
                 }
             }
             Delivery::Bytes { to, from, bytes } => match self.line(to) {
-                Ok(line) if !line.is_dead() => {
+                Ok(line) if !line.repels() => {
                     line.arrive(bytes);
                     self.notify(to, libc::EPOLLIN);
                 }
                 // Nobody is there to read it.
                 _ => {
+                    self.reset(to);
                     let due = moment.now + moment.latency();
                     self.send_off(due, Delivery::Reset { to: from });
                 }

@@ -1,6 +1,7 @@
 //! The simulated network beside the kernel's: the same calls are given the same answers.
 
 mod binds;
+mod ends;
 mod real;
 
 use std::sync::Arc;

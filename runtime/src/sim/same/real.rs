@@ -44,6 +44,73 @@ pub(super) fn listen(socket: &OwnedFd) -> Answer {
     check(unsafe { libc::listen(socket.as_raw_fd(), 8) })
 }
 
+/// Begins to connect.
+pub(super) fn connect(socket: &OwnedFd, to: SocketAddr) {
+    let answer = calls::connect(socket.as_fd(), to).map(errno_of).unwrap_or_else(|| {
+        let (name, length) = name(to);
+        // SAFETY: the name is that of an address, of this length, and outlives the call.
+        check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const name).cast(), length) })
+    });
+    assert!(matches!(answer, Ok(()) | Err(libc::EINPROGRESS)), "{answer:?}");
+}
+
+/// Has the close of a socket reset its connection.
+pub(super) fn abort_on_close(socket: &OwnedFd) {
+    if calls::options(socket.as_fd(), |options| options.abortive = true).is_some() {
+        return;
+    }
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let length = size_of::<libc::linger>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_LINGER);
+    // SAFETY: the value and its length agree and outlive the call.
+    let answer = check(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const linger).cast(), length)
+    });
+    assert_eq!(answer, Ok(()));
+}
+
+/// The address of an end of IPv4.
+pub(super) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, i32> {
+    match calls::local_address(socket.as_fd()) {
+        Some(answer) => errno_of(answer),
+        None => address_by(socket, libc::getsockname),
+    }
+}
+
+/// Whether there is an address of the other end.
+pub(super) fn peer_address(socket: &OwnedFd) -> Result<usize, i32> {
+    let answer = match calls::peer_address(socket.as_fd()) {
+        Some(answer) => errno_of(answer),
+        None => address_by(socket, libc::getpeername),
+    };
+    answer.map(|_| 1)
+}
+
+type AddressCall =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address_by(socket: &OwnedFd, call: AddressCall) -> Result<SocketAddr, i32> {
+    let (mut name, _) = name(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let mut length = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    // SAFETY: the name and its length are valid for writing and agree with each other.
+    check(unsafe { call(socket.as_raw_fd(), (&raw mut name).cast(), &raw mut length) })?;
+    let ip = name.sin6_flowinfo.to_ne_bytes();
+    Ok(SocketAddr::from((ip, u16::from_be(name.sin6_port))))
+}
+
+/// What poll(2) tells of a socket of that which is asked for most.
+pub(super) fn poll(socket: &OwnedFd) -> u32 {
+    let asked = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP;
+    let always = libc::POLLERR | libc::POLLHUP;
+    if let Some(events) = calls::poll(socket.as_fd()) {
+        return events & (asked | always) as u32;
+    }
+    let mut wanted = libc::pollfd { fd: socket.as_raw_fd(), events: asked, revents: 0 };
+    // SAFETY: the pointer is to one pollfd, which the call reads and fills.
+    let _ready = unsafe { libc::poll(&raw mut wanted, 1, 0) };
+    wanted.revents as u16 as u32
+}
+
 fn set(socket: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> Answer {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value and its length agree and outlive the call.
