@@ -139,9 +139,8 @@ each_driver! {
                 let result = unsafe { libc::dup2(spare.as_raw_fd(), fd.raw()) };
                 assert_eq!(result, fd.raw());
                 drop((waiting, fd));
-                // An enter takes 20 answers of requests that are given up (Linux 6.14 and later):
-                // with more in a turn they, and their descriptors, pile up.
-                if round % 16 == 0 {
+                // The descriptors go with the answers to the cancels.
+                if round % 100 == 0 {
                     yield_now().await;
                 }
             }
