@@ -55,6 +55,7 @@ fn what_is_asked_for_in_a_way_that_nobody_understands_fails() {
     ] {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", "everything_at_once_keeps_every_byte::uring"]);
+        command.env_remove("RUST_TEST_NOCAPTURE");
         command.env("ANNULUS_TEST_NO_URING", "0").env(variable, text);
         let output = command.output().expect("run this program");
         let said = String::from_utf8_lossy(&output.stdout);

@@ -241,6 +241,7 @@ fn what_is_no_seed_is_told_and_nothing_is_run() {
     for text in [&b"many"[..], b"", b"-1", b"7\xff"] {
         let mut other = Command::new(env::current_exe().unwrap());
         other.args(["--exact", "a_server_and_its_clients_meet_in_memory"]);
+        other.env_remove("RUST_TEST_NOCAPTURE");
         let other = other.env("ANNULUS_SIM_SEED", OsStr::from_bytes(text)).output().unwrap();
         let printed = String::from_utf8_lossy(&other.stdout);
         assert!(printed.contains("expected a whole number"), "{text:?}: {printed}");

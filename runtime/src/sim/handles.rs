@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::network::SocketId;
-use crate::sys::{EPOLL_EVENTS_MAX, EpollFd};
+use crate::sys::EpollFd;
 
 #[derive(Default)]
 pub(super) struct Handles {
@@ -51,25 +51,26 @@ impl Handles {
 
     /// The sockets whose last descriptor has been closed since, in the order of their making.
     pub(super) fn take_closed(&mut self) -> Vec<SocketId> {
-        let mut gone = Vec::new();
-        loop {
-            // One look shows so many at most; what it has shown is no longer there for the next.
-            let shown = gone.len();
+        let (mut gone, mut open) = (Vec::new(), usize::MAX);
+        // One look shows so many at most; what was shown is not there for the next. But what a
+        // forked child holds open is shown for ever.
+        while self.ours.len() < open {
+            open = self.ours.len();
+            let mut shown = Vec::new();
             if let Some(closed) = &self.closed {
                 // An error would be a bug; then sockets stay open, which shows.
                 let _asked =
-                    closed.wait_for_kernel(Some(Duration::ZERO), |event| gone.push(event.token));
+                    closed.wait_for_kernel(Some(Duration::ZERO), |event| shown.push(event.token));
             }
-            for id in &gone[shown..] {
-                if let Some(ours) = self.ours.remove(id) {
+            for id in shown {
+                if let Some(ours) = self.ours.remove(&id) {
                     self.by_cookie.remove(&ours.cookie);
+                    gone.push(id);
                 }
             }
-            if gone.len() - shown < EPOLL_EVENTS_MAX {
-                gone.sort_unstable();
-                return gone;
-            }
         }
+        gone.sort_unstable();
+        gone
     }
 
     /// How many are open.
@@ -109,14 +110,24 @@ fn cookie(fd: BorrowedFd<'_>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::EPOLL_EVENTS_MAX;
+
+    /// Two descriptors for each socket are more than many a process may have.
+    fn raise_descriptor_limit() {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the struct is valid for writing.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the struct is valid for reading.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    }
 
     #[test]
     fn everything_that_was_closed_is_noticed_at_once() {
-        let (mut handles, count) = (Handles::default(), EPOLL_EVENTS_MAX as u64 + 1);
-        let descriptors: Vec<_> = (0..count).filter_map(|id| handles.make(id).ok()).collect();
-        // Two descriptors for each; a process may have fewer than that.
-        let made: Vec<u64> = handles.ours.keys().copied().collect();
-        assert_eq!(made.len(), descriptors.len());
+        let made = Vec::from_iter(0..EPOLL_EVENTS_MAX as u64 + 1);
+        raise_descriptor_limit();
+        let mut handles = Handles::default();
+        let descriptors: Vec<_> = made.iter().map(|id| handles.make(*id).unwrap()).collect();
         drop(descriptors);
         assert_eq!(handles.take_closed(), made);
         assert_eq!(handles.len(), 0);

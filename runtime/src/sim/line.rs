@@ -166,17 +166,13 @@ impl Line {
 
     /// True unless it is over already.
     pub(super) fn reset(&mut self) -> bool {
-        if self.dead {
+        if self.is_over() {
             return false;
         }
         // Behind the peer's end there is nothing to be reset but our sends (tcp_reset of Linux).
         self.error = Some(if self.ended { libc::EPIPE } else { libc::ECONNRESET });
         self.dead = true;
         true
-    }
-
-    pub(super) fn is_dead(&self) -> bool {
-        self.dead
     }
 
     /// There is no connection any more: reset, or finished by both.
@@ -218,6 +214,7 @@ impl fmt::Display for Line {
         let told = [
             (self.ended, "; its peer has finished"),
             (self.shut, "; it has finished"),
+            (self.deaf, "; it receives no more"),
             (self.lacks_room, "; it waits for room"),
             (self.dead, "; it was reset"),
         ];

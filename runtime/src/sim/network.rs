@@ -321,7 +321,7 @@ impl Network {
                     self.abort(moment, server);
                 }
             }
-            Role::Connected(mut line) if !line.is_dead() => {
+            Role::Connected(mut line) if !line.is_over() => {
                 let (to, due) = (line.peer, line.due_after(moment.now + moment.latency()));
                 if line.has_unread() || socket.options.abortive {
                     self.send_off(due, Delivery::Reset { to });

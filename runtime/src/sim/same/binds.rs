@@ -1,6 +1,6 @@
 //! Two who want the same port.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::real::{bind, listen, socket};
@@ -34,10 +34,13 @@ fn all_wanted() -> Vec<Wanted> {
 
 /// A port that nobody has, and that the kernel gives to nobody who does not ask for it.
 fn port() -> u16 {
-    let anywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let is_free = |port: &u16| {
-        let Some(probe) = socket(anywhere(*port)) else { return true };
-        bind(&probe, anywhere(*port), Binding::default()).is_ok() && listen(&probe).is_ok()
+        // Where there is IPv6, its wildcard stands for that of IPv4 as well.
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), *port);
+        let one = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port);
+        let probe = socket(both).map(|probe| (probe, both));
+        let (probe, all) = probe.or_else(|| Some((socket(one)?, one))).expect("a socket");
+        bind(&probe, all, Binding::default()).is_ok() && listen(&probe).is_ok()
     };
     let first = 20_000 + std::process::id() as u16 % 10_000;
     (first..32_000).find(is_free).expect("a port is free")

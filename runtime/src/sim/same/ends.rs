@@ -150,4 +150,9 @@ fn the_ends_of_a_connection_are_told_what_they_are_told_on_linux() {
             compare(&[*first, *second]);
         }
     }
+    // Nothing is left of it to be reset.
+    let finished = [(0, Deed::Send), (0, Deed::FinishSending), (1, Deed::FinishSending)];
+    for last in [Deed::Close, Deed::Abort] {
+        compare(&[&finished[..], &[(1, last)]].concat());
+    }
 }
