@@ -82,10 +82,11 @@ fn of_locked_memory(diagnosis: &Diagnosis) -> Option<Hint> {
     let entries = *diagnosis.uring.ring_entries.as_ref().ok()?;
     let shards = diagnosis.shards as u64;
     let fit = limits.rings_that_fit();
-    let what = if entries < asked && limits.ring_locks == 0 {
+    if entries < asked && limits.ring_locks == 0 {
         let what = format!("the kernel was short of memory: {entries} of {asked} ring entries");
         return Some(Hint::new(what, "give the machine or the container more memory".to_owned()));
-    } else if entries < asked {
+    }
+    let what = if entries < asked {
         format!("locked memory is short: the ring has {entries} entries instead of {asked}")
     } else if fit.is_some_and(|fit| fit < shards) {
         format!(

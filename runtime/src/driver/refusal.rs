@@ -356,9 +356,8 @@ impl Surroundings {
     fn cause_of_enomem(&self, needed: u64) -> Cause {
         match (self.memlock_limit, self.has_capability(CAP_IPC_LOCK)) {
             (Some(u64::MAX), _) | (_, Some(true)) => Cause::OutOfMemory,
-            (Some(limit), Some(false)) if self.counts_rings() == Some(true) => {
-                Cause::MemlockLimit { limit, needed }
-            }
+            _ if self.counts_rings() == Some(false) => Cause::OutOfMemory,
+            (Some(limit), Some(false)) => Cause::MemlockLimit { limit, needed },
             _ => suspects("the limit on locked memory (ulimit -l), or a lack of memory"),
         }
     }

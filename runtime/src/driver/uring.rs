@@ -495,7 +495,7 @@ impl Inner {
         }
     }
 
-    /// The one system call of a turn.
+    /// The system call of a turn.
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
         let queued = self.ring.submission().len() as u32;
         // Without GETEVENTS a ring with deferred task work delivers nothing, for ever.
