@@ -254,8 +254,9 @@ each_driver! {
 
     async fn a_poll_under_way_is_seen_from_elsewhere() {
         let (here, (give, take)) = (board(), channel());
+        // Before the poll begins, however late the thread is.
+        let start = Instant::now();
         let watching = thread::spawn(move || {
-            let start = Instant::now();
             loop {
                 let seen = here.read();
                 if seen.longest_poll >= LONG && seen.longest_poll_lately >= LONG {

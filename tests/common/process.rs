@@ -435,7 +435,7 @@ pub(crate) fn kernel() -> (u32, u32) {
     (next(), next())
 }
 
-/// Whether the kernel counts rings against the limit on locked memory.
+/// Whether the kernel, on which annulus has a ring, counts it as locked memory.
 pub(crate) fn rings_are_counted() -> bool {
     kernel() >= (6, 14)
 }
