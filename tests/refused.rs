@@ -332,17 +332,20 @@ fn count_error() {
     ERRORS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Answers what comes within a moment, and ends: a client of a flood asks once.
+/// Answers what comes, till nothing does for a moment: a client of a flood asks once.
 async fn echo_once(mut stream: TcpStream) -> std::io::Result<()> {
     let mut bytes = vec![0; 16 * 1024];
     let moment = Duration::from_millis(300) * slower();
-    while let Ok(read) = timeout(moment, stream.read(&mut bytes)).await {
+    // All connect before the first of them sends, which may take longer.
+    let mut read = stream.read(&mut bytes).await;
+    loop {
         match read? {
-            0 => break,
+            0 => return Ok(()),
             count => stream.write_all(&bytes[..count]).await?,
         }
+        let Ok(next) = timeout(moment, stream.read(&mut bytes)).await else { return Ok(()) };
+        read = next;
     }
-    Ok(())
 }
 
 /// What the second shard of a runtime says that starts behind a filter: its driver, or why not.
