@@ -446,7 +446,8 @@ impl Inner {
             if self.try_push(&entry) {
                 return;
             }
-            self.flush();
+            // An error is met again, and weighed, at the end of the turn.
+            let _retried = self.enter(0, None);
             if self.try_push(&entry) {
                 return;
             }
@@ -467,11 +468,6 @@ impl Inner {
                 return;
             }
         }
-    }
-
-    /// Submits without waiting. An error is met again, and weighed, at the end of the turn.
-    fn flush(&mut self) {
-        let _retried = self.enter(0, None);
     }
 
     fn enter_as_needed(&mut self, mut wait: Wait) -> io::Result<()> {
@@ -574,14 +570,17 @@ impl Inner {
 
     /// On a busy shard, what its enters do not hand over would pile up, and descriptors with it.
     fn reap_cancelled(&mut self, work: &mut Work) {
-        let rounds = self.cancels / CANCELS_PER_ENTER;
-        self.cancels %= CANCELS_PER_ENTER;
-        for _ in 0..rounds {
-            if !self.ring.submission().taskrun() || self.enter(0, None).is_err() {
-                return;
+        // Twice as often as needed: now and then a signal ends one.
+        for _ in 0..2 * (self.cancels / CANCELS_PER_ENTER) {
+            if self.cancels < CANCELS_PER_ENTER || !self.ring.submission().taskrun() {
+                break;
             }
-            self.reap(work);
+            if self.enter(0, None).is_ok() {
+                self.cancels -= CANCELS_PER_ENTER;
+                self.reap(work);
+            }
         }
+        self.cancels %= CANCELS_PER_ENTER;
     }
 
     /// Quiet sends that were submitted and of which nothing was heard have succeeded.
