@@ -15,7 +15,7 @@ use common::process::{
     self, IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, READY, Running, Scratch, cpu_ms,
     in_own_process, refuse_here, unprivileged,
 };
-use common::steps::{self, listen, pair, serve_echo};
+use common::steps::{self, listen, pair, serve_echo, serve_somebody};
 use common::{Test, each_driver, slower, uring_left_out};
 
 mod common;
@@ -266,10 +266,7 @@ fn role_builds_while_short() {
 /// Builds a runtime and uses it. Which driver it is on, or what the error says.
 fn built(driver: Driver) -> Result<String, String> {
     let runtime = Runtime::builder().driver(driver).build().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let addr = serve_echo().await;
-        peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
-    });
+    runtime.block_on(serve_somebody());
     let info = runtime.driver().to_string();
     Ok(info)
 }
@@ -354,8 +351,7 @@ fn second_shard_behind_a_filter(driver: Driver, call: u32, errno: i32) -> String
     runtime.block_on(async {
         refuse_here(&[(call, errno)]);
         let second = Shard::all()[1].spawn_with(|| async {
-            let addr = serve_echo().await;
-            peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+            serve_somebody().await;
             annulus::driver_info().to_string()
         });
         second.await.unwrap_or_else(|error| error.to_string())

@@ -140,15 +140,18 @@ pub(crate) fn end_beside_a_task_that_does_not_yield(runtime: Runtime) {
     drop(runtime);
 }
 
+/// Serves a peer that knows what must come back.
+pub(crate) async fn serve_somebody() {
+    let addr = serve_echo().await;
+    peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
+}
+
 /// What a role does that is to tell on which driver it runs, or why on none: builds a runtime, and
 /// serves somebody there.
 pub(crate) fn build_and_tell() {
     match Runtime::new() {
         Ok(runtime) => {
-            runtime.block_on(async {
-                let addr = serve_echo().await;
-                peer(move || peer::echo(&peer::connect(addr), Keyed(1), 20_000)).await;
-            });
+            runtime.block_on(serve_somebody());
             println!("{READY}{}", runtime.driver());
         }
         Err(error @ BuildError::Refused(_)) => println!("{READY}error: refused: {error}"),
