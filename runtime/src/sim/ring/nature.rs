@@ -113,8 +113,7 @@ impl Nature {
 
     /// After how many looks a wait ends by a signal, if it does.
     pub(super) fn interrupts_wait(&self, world: &World) -> Option<u64> {
-        let interrupted = world.roll(|dice| dice.one_in(self.faults.interruptions));
-        interrupted.then(|| 1 + world.roll(|dice| dice.below(LOOKS_MAX)))
+        self.interrupts(world).then(|| 1 + world.roll(|dice| dice.below(LOOKS_MAX)))
     }
 
     /// A multishot ends with an answer behind which others were to follow.
@@ -168,8 +167,11 @@ impl Nature {
 
     /// A signal ends a send before it has sent anything.
     pub(super) fn interrupts_send(&self, world: &World) -> Option<i32> {
-        let interrupted = world.roll(|dice| dice.one_in(self.faults.interruptions));
-        interrupted.then_some(libc::EINTR)
+        self.interrupts(world).then_some(libc::EINTR)
+    }
+
+    fn interrupts(&self, world: &World) -> bool {
+        world.roll(|dice| dice.one_in(self.faults.interruptions))
     }
 
     /// No memory for a notice.
