@@ -249,6 +249,15 @@ fn what_is_no_seed_is_told_and_nothing_is_run() {
     }
 }
 
+#[test]
+fn the_last_seed_there_is_can_be_seen_again() {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    let mut other = Command::new(env::current_exe().unwrap());
+    other.args(["--exact", "reads_that_are_dropped_and_streams_that_move_lose_no_byte"]);
+    let other = other.env("ANNULUS_SIM_SEED", u64::MAX.to_string()).output().unwrap();
+    assert!(other.status.success(), "{}", String::from_utf8_lossy(&other.stdout));
+}
+
 fn text_of(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default()
@@ -392,6 +401,15 @@ fn shards_do_not_pass_interruptions_on_to_each_other() {
             annulus::on_each_shard(doze).await.into_iter().for_each(Result::unwrap);
         });
     }
+}
+
+/// What would never end, and what would end well for having tried nothing.
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let always = fails(|| drop(Faults::none().interruptions(1)));
+    assert!(always.contains("time stands still"), "{always}");
+    let none = fails(|| sim::each_seed(5..5, |_simulation| ()));
+    assert!(none.contains("nothing would be tried"), "{none}");
 }
 
 #[test]

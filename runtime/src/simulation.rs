@@ -228,7 +228,7 @@ thread_local! {
 /// # Panics
 ///
 /// With the closure, behind a line that says which seed it was and how to run it again. If
-/// `ANNULUS_SIM_SEED` is no number.
+/// `ANNULUS_SIM_SEED` is no number. If there is no seed to try.
 #[track_caller]
 pub fn each_seed(seeds: Range<u64>, mut try_one: impl FnMut(Simulation)) {
     let only = env::var_os(SEED_VARIABLE).map(|text| {
@@ -236,8 +236,7 @@ pub fn each_seed(seeds: Range<u64>, mut try_one: impl FnMut(Simulation)) {
             panic!("{SEED_VARIABLE}={text:?} cannot be used: expected a whole number")
         })
     });
-    let seeds = only.map_or(seeds, |seed| seed..seed + 1);
-    for seed in seeds {
+    let mut try_seed = |seed| {
         let before = WITHIN_LOOP.replace(true);
         let tried = catch_unwind(AssertUnwindSafe(|| try_one(Simulation::new(seed))));
         WITHIN_LOOP.set(before);
@@ -245,7 +244,12 @@ pub fn each_seed(seeds: Range<u64>, mut try_one: impl FnMut(Simulation)) {
             tell(seed);
             resume_unwind(payload);
         }
+    };
+    if let Some(seed) = only {
+        return try_seed(seed);
     }
+    assert!(!seeds.is_empty(), "of the seeds {seeds:?} there is none: nothing would be tried");
+    seeds.for_each(try_seed);
 }
 
 fn tell(seed: u64) {

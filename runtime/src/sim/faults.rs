@@ -115,7 +115,13 @@ impl Faults {
     }
 
     /// A wait for events ends without any, as by a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it is every wait: the clock of a simulation moves while shards wait.
+    #[track_caller]
     pub fn interruptions(mut self, one_in: u64) -> Faults {
+        assert!(one_in != 1, "time stands still where every wait is interrupted: take 2, or more");
         self.interruptions = one_in;
         self
     }
