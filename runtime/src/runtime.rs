@@ -252,8 +252,8 @@ pub fn driver_info() -> DriverInfo {
 /// use annulus_runtime::{Driver, Runtime};
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let runtime = Runtime::builder().driver(Driver::Epoll).build()?;
-/// assert_eq!(runtime.driver().driver(), Driver::Epoll);
+/// let runtime = Runtime::builder().driver(Driver::Epoll).shards(2).build()?;
+/// println!("driver: {}", runtime.driver()); // with ANNULUS_DRIVER=uring: io_uring
 /// # Ok(())
 /// # }
 /// ```
