@@ -277,6 +277,32 @@ each_driver! {
         }
     }
 
+    // The send has ended, and is given up before anybody has looked at its answer.
+    async fn a_reset_that_an_abandoned_send_all_has_met_is_no_end() {
+        let (go, told) = mpsc::channel::<()>();
+        let (mut stream, peer) = with_peer(move |mut stream| {
+            told.recv().unwrap();
+            stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+            told.recv().unwrap();
+            peer::reset(stream);
+        })
+        .await;
+        let mut sending = Box::pin(stream.send_all(Keyed(4).bytes(0, BEYOND_SOCKETS)));
+        assert!(poll_once(sending.as_mut()).await.is_pending());
+        settle().await;
+        go.send(()).unwrap();
+        // A part is sent, and the rest waits.
+        settle().await;
+        go.send(()).unwrap();
+        // Without a turn, so that the next one brings the answer, behind which this task is the
+        // first to run.
+        peer.join();
+        annulus::task::yield_now().await;
+        drop(sending);
+        let read = stream.read(&mut [0; 8]).await;
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
     async fn an_end_before_a_send_all_broke_stays_one() {
         for taken in [0, 1 << 20] {
             let (mut stream, go, peer) = in_a_send_all(taken).await;

@@ -297,6 +297,29 @@ each_driver! {
             assert!(BROKEN.contains(&late.kind()), "{late}");
         }
     }
+
+    // Sends of these sizes go out at once, from the caller's memory.
+    async fn a_reset_that_a_send_has_met_at_once_is_no_end_for_the_reader() {
+        for way in 0..4 {
+            let (mut stream, peer) = with_peer(peer::reset).await;
+            peer.await;
+            settle().await;
+            let large = [1; 9000];
+            let two = [IoSlice::new(&large[..6000]), IoSlice::new(&large[..6000])];
+            let error = match way {
+                0 => stream.write_all(&large).await.unwrap_err(),
+                1 => stream.write_vectored(&two).await.unwrap_err(),
+                2 => stream.send_all(vec![1; 5000]).await.unwrap_err().error,
+                _ => {
+                    let parts = vec![vec![1; 6000], vec![2; 6000]];
+                    stream.send_vectored(parts).await.unwrap_err().error
+                }
+            };
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "way {way}");
+            let read = stream.read(&mut [0; 8]).await;
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset, "way {way}");
+        }
+    }
 }
 
 // Started under strace by reading_the_end_again_asks_the_kernel_nothing.

@@ -439,6 +439,10 @@ impl Outbound {
         if start == buffer.len() {
             give_back(buffer);
         } else if moving {
+            if start > 0 {
+                // The cancel may have come behind an error that the kernel hides behind a part.
+                self.lost.suspect();
+            }
             buffer.drain(..start);
             buffer.append(&mut self.unsent);
             self.unsent = buffer;
@@ -475,7 +479,6 @@ impl Outbound {
         self.unsent = unsent;
         let count = match answer {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
-                self.lost.note(&e);
                 self.unsent = Vec::new();
                 return Err(e);
             }
@@ -489,7 +492,8 @@ impl Outbound {
         if count > own { Ok(count - own) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
-    /// Sends by a system call, as much as the socket takes.
+    /// Sends by a system call, as much as the socket takes. What it is told of the connection is
+    /// kept for the reader, whoever asked.
     fn send_now(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         if is_known_blocked(&self.fd, Interest::Write) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -508,7 +512,7 @@ impl Outbound {
             }
             // The first 1024 slices may all be empty; what follows them is copied.
             Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
-            answer => answer,
+            answer => answer.inspect_err(|e| self.lost.note(e)),
         }
     }
 

@@ -155,11 +155,14 @@ impl Outbound {
         if abandoned {
             self.handed = Handed::Nothing;
             discard(buffer);
-            if let Err(e) = total {
-                if e.raw_os_error() != Some(libc::ECANCELED) {
+            match total {
+                // No send follows that would meet an error which the kernel hides behind a part.
+                Ok(total) if start < total && total < length => self.lost.suspect(),
+                Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
                     self.error = Some(e);
                     self.unsent = Vec::new();
                 }
+                _ => {}
             }
             return;
         }
