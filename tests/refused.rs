@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use annulus::net::{ListenerGroup, TcpStream};
+use annulus::task::yield_now;
 use annulus::time::{sleep, timeout};
 use annulus::{Driver, Runtime, Shard};
 
@@ -15,7 +17,7 @@ use common::process::{
     self, IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, READY, Running, Scratch, cpu_ms,
     in_own_process, refuse_here, unprivileged,
 };
-use common::steps::{self, listen, pair, serve_echo, serve_somebody};
+use common::steps::{self, listen, pair, serve_echo, serve_somebody, with_peer};
 use common::{Test, each_driver, slower, uring_left_out};
 
 mod common;
@@ -115,6 +117,20 @@ each_driver! {
                 accepted.await.expect("it accepts in the end");
                 drop(client);
             });
+        });
+    }
+
+    // The socket is full, and the descriptor cannot be watched: on epoll sends fail.
+    #[alone]
+    #[deadline_s(60)]
+    fn accepted_bytes_survive_sends_that_fail_for_a_shortage(driver: Driver) {
+        let name = "accepted_bytes_survive_sends_that_fail_for_a_shortage";
+        in_own_process(name, driver, || {
+            for dropped in [false, true] {
+                let told = thread::spawn(move || writes_while_short(driver, dropped)).join();
+                let errors = told.expect("no byte is missing");
+                assert_eq!(errors > 0, driver == Driver::Epoll, "{errors} errors");
+            }
         });
     }
 
@@ -220,6 +236,43 @@ each_driver! {
             }
         });
     }
+}
+
+/// Writes beyond what the socket takes to a peer that reads late, and checks that it gets all that
+/// was accepted. Answers how many writes have failed; such a write took nothing.
+fn writes_while_short(driver: Driver, dropped: bool) -> u32 {
+    common::runtime(driver).block_on(async {
+        let (go, told) = channel::<()>();
+        let (mut stream, peer) = with_peer(move |stream| {
+            told.recv().unwrap();
+            peer::expect_until_end(&stream, &mut Keyed(7).cursor())
+        })
+        .await;
+        refuse_here(&[(libc::SYS_epoll_ctl as u32, libc::ENOSPC)]);
+        let (mut accepted, mut errors) = (0, 0);
+        while errors < 5 {
+            let bytes = Keyed(7).bytes(accepted, 4096);
+            match timeout(Duration::from_millis(100), stream.write(&bytes)).await {
+                Ok(Ok(count)) => accepted += count as u64,
+                Ok(Err(error)) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                    errors += 1;
+                }
+                Err(_elapsed) => break,
+            }
+            yield_now().await;
+        }
+        go.send(()).unwrap();
+        if dropped {
+            drop(stream);
+        } else {
+            while stream.shutdown().await.is_err() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        assert_eq!(peer.await, accepted);
+        errors
+    })
 }
 
 #[test]

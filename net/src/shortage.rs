@@ -9,6 +9,15 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| shortages.contains(&errno))
 }
 
+/// True if a send that failed so has sent nothing and says nothing of the connection: the same send
+/// may do later.
+pub(crate) fn passes(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    // Somebody may have cancelled what is under way on the descriptor.
+    let cancelled = error.raw_os_error() == Some(libc::ECANCELED);
+    is_shortage(error) || cancelled || matches!(error.kind(), Interrupted | WouldBlock)
+}
+
 /// What to do about a shortage of descriptors, or of what epoll may watch.
 pub(crate) fn remedy(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error() {

@@ -44,6 +44,9 @@ type ShortSend = (Vec<u8>, io::Result<usize>);
 /// How long the unsent bytes (64 KiB at most) of a stream that is gone wait for its peer.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
+/// How often sends are tried again meanwhile that have failed for a shortage.
+const LINGER_TRIES: u32 = 30;
+
 impl Connection {
     /// Takes a connected socket to the current shard.
     pub(crate) fn settle_in(fd: Rc<Fd>, short_read_empties: bool) -> io::Result<Homed<Connection>> {
@@ -275,7 +278,11 @@ impl Resident for Connection {
         }
         let key = self.key;
         let limit = spawn(async move {
-            sleep(LINGER_MAX).await;
+            for _ in 0..LINGER_TRIES {
+                sleep(LINGER_MAX / LINGER_TRIES).await;
+                // For want of something a send may have failed, and nobody is told.
+                mark_dirty(key);
+            }
             depart(key);
         });
         self.lingering.replace(Some(limit.abort_handle()));

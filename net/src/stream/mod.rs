@@ -216,7 +216,8 @@ impl<F: Family> Stream<F> {
     /// # Errors
     ///
     /// The connection's, also of earlier bytes: `BrokenPipe` or `ConnectionReset` once the peer is
-    /// gone. Never SIGPIPE.
+    /// gone. Never SIGPIPE. For a shortage (`ENOSPC`, `ENOBUFS`, `ENOMEM`) too, also of an earlier
+    /// send: what was accepted is kept then, and the next call tries again.
     ///
     /// # Cancel safety
     ///

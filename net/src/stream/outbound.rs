@@ -34,6 +34,7 @@ use self::lost::Lost;
 use super::send::{Send, Sent};
 use super::zero_copy::{Waiting, ZeroCopy};
 use crate::notice::Notice;
+use crate::shortage::passes;
 
 /// The most slices of one system call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
@@ -326,7 +327,9 @@ impl Outbound {
     #[must_use = "the waker must be woken, or its task waits for ever"]
     pub(super) fn write_out(&mut self) -> Option<Waker> {
         self.collect();
-        if !self.unsent.is_empty() && !self.is_sending() {
+        // What has just failed is tried again by the next call, or later if none will come.
+        let failed = if self.released { self.error.take().is_some() } else { self.error.is_some() };
+        if !failed && !self.unsent.is_empty() && !self.is_sending() {
             self.start();
         }
         if self.closing == Closing::WhenSent && self.is_idle() {
@@ -422,12 +425,17 @@ impl Outbound {
     }
 
     /// A part of our own buffer was sent: what about the rest?
-    fn weigh_own(&mut self, mut buffer: Vec<u8>, start: usize, result: io::Result<usize>) {
+    fn weigh_own(&mut self, buffer: Vec<u8>, start: usize, result: io::Result<usize>) {
         let moving = std::mem::take(&mut self.moving);
         let count = match result {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
+            Err(error) if passes(&error) => {
+                // Accepted is accepted: the next call is told, and tries again.
+                self.error = Some(error);
+                return self.put_back(buffer, start);
+            }
             Err(error) => {
                 self.lost.note(&error);
                 self.error = Some(error);
@@ -443,15 +451,20 @@ impl Outbound {
                 // The cancel may have come behind an error that the kernel hides behind a part.
                 self.lost.suspect();
             }
-            buffer.drain(..start);
-            buffer.append(&mut self.unsent);
-            self.unsent = buffer;
+            self.put_back(buffer, start);
         } else {
             self.waiting_bytes = buffer.len();
             let send = Send::own(Rc::clone(&self.fd), buffer, start);
             self.waiting = Some(Waiting::Plain(Op::new(send)));
             self.collect();
         }
+    }
+
+    /// What was not sent from `start` on comes before all that is unsent.
+    fn put_back(&mut self, mut buffer: Vec<u8>, start: usize) {
+        buffer.drain(..start);
+        buffer.append(&mut self.unsent);
+        self.unsent = buffer;
     }
 
     /// Sends by a system call what somebody waits for to be sent.
@@ -478,7 +491,7 @@ impl Outbound {
         drop(all);
         self.unsent = unsent;
         let count = match answer {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+            Err(e) if !passes(&e) => {
                 self.unsent = Vec::new();
                 return Err(e);
             }

@@ -13,6 +13,7 @@ use annulus_runtime::io::{Op, mark_dirty};
 use annulus_runtime::spawn;
 
 use super::{Notice, Outbound, Until};
+use crate::shortage::passes;
 use crate::stream::send::{Held, Send};
 use crate::stream::zero_copy::{Lent, Part, Waiting, ZeroCopy};
 
@@ -158,7 +159,7 @@ impl Outbound {
             match total {
                 // No send follows that would meet an error which the kernel hides behind a part.
                 Ok(total) if start < total && total < length => self.lost.suspect(),
-                Err(e) if e.raw_os_error() != Some(libc::ECANCELED) => {
+                Err(e) if !passes(&e) => {
                     self.error = Some(e);
                     self.unsent = Vec::new();
                 }
