@@ -10,13 +10,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use annulus::buf::IoBufMut;
 use annulus::runtime::{
-    Entry, Fd, Homed, Interest, Multishot, Op, Operation, Ready, ReceivePooled, Release, Resident,
-    not_ready, recv,
+    Completion, Entry, Fd, Homed, Interest, Multishot, MultishotOperation, Op, Operation, Ready,
+    ReceivePooled, Release, Resident, not_ready, recv,
 };
 use annulus::time::timeout;
 use annulus::{Driver, Runtime};
@@ -24,7 +24,7 @@ use annulus::{Driver, Runtime};
 use common::bytes::{Keyed, Numbers};
 use common::peer;
 use common::steps::{poll_once, settle, with_peer};
-use common::{each_driver, runtime};
+use common::{each_driver, runtime, slower};
 
 mod common;
 
@@ -54,6 +54,28 @@ each_driver! {
             let early = driver == Driver::Uring && freed_early.load(Ordering::Relaxed);
             assert!(!early, "in_drop {in_drop}: freed what the kernel may still write to");
         }
+    }
+
+    fn a_waker_that_panics_when_it_is_dropped_frees_nothing_in_flight(driver: Driver) {
+        let freed_early = Arc::new(AtomicBool::new(false));
+        let runtime = runtime(driver);
+        let (fd, _other) = socket();
+        runtime.block_on(async {
+            let payload = Payload::new(&freed_early);
+            let mut receives = Multishot::new(Receives(Receive { fd, payload }));
+            let waker = Waker::from(Arc::new(PanicsAtLast));
+            assert!(receives.poll_next(&mut Context::from_waker(&waker)).is_pending());
+            drop(waker);
+            settle().await;
+            assert!(!freed_early.load(Ordering::Relaxed));
+            drop(catch_unwind(AssertUnwindSafe(|| drop(receives))));
+            let early = driver == Driver::Uring && freed_early.load(Ordering::Relaxed);
+            assert!(!early, "freed what the kernel may still write to");
+        });
+        let start = Instant::now();
+        drop(runtime);
+        // Otherwise it waits for an answer that has come.
+        assert!(start.elapsed() < Duration::from_millis(500) * slower(), "{:?}", start.elapsed());
     }
 
     fn an_operation_in_flight_never_waits_within_another_runtime(driver: Driver) {
@@ -158,7 +180,7 @@ each_driver! {
                 }));
             }
             for reader in readers {
-                timeout(STALLED * common::slower(), reader).await.expect("it stalls").unwrap();
+                timeout(STALLED * slower(), reader).await.expect("it stalls").unwrap();
             }
         });
     }
@@ -190,7 +212,7 @@ each_driver! {
             }));
         }
         for writer in writers {
-            timeout(STALLED * common::slower(), writer).await.expect("it stalls").unwrap();
+            timeout(STALLED * slower(), writer).await.expect("it stalls").unwrap();
         }
     }
 }
@@ -279,6 +301,50 @@ impl Drop for Payload {
         if !self.answered {
             self.freed_early.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// The same as a request of many answers, which is armed again behind each.
+struct Receives(Receive);
+
+// SAFETY: as above.
+unsafe impl MultishotOperation for Receives {
+    type Item = ();
+
+    fn queued_max(&self) -> usize {
+        1
+    }
+
+    fn entry(&mut self) -> Entry {
+        Operation::entry(&mut self.0)
+    }
+
+    fn call(&mut self) -> io::Result<Completion> {
+        Operation::call(&mut self.0).map(Completion::from_call)
+    }
+
+    fn descriptor(&self) -> &Rc<Fd> {
+        &self.0.fd
+    }
+
+    fn interest(&self) -> Interest {
+        Interest::Read
+    }
+
+    unsafe fn item(&mut self, _completion: Completion) {
+        self.0.payload.answered = true;
+    }
+}
+
+struct PanicsAtLast;
+
+impl Wake for PanicsAtLast {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for PanicsAtLast {
+    fn drop(&mut self) {
+        panic!("a waker that panics when it is dropped");
     }
 }
 

@@ -276,8 +276,9 @@ impl Uring {
         }
         *inner.slots.get_mut(key).expect("looked up above") = State::Lent(VecDeque::new());
         drop(inner);
-        drop(waker);
         self.serve_orphan(key, Box::new(Many(operation)), queue, armed);
+        // The user's code, of which a panic must not unwind past an operation in flight.
+        drop(waker);
     }
 
     /// Hands an orphan one of its answers. Called without a borrow: it may run user code.
