@@ -315,6 +315,31 @@ each_driver! {
         peer.await;
     }
 
+    // On epoll a registration is forgotten at the next turn, with the waker that it still has.
+    async fn a_waker_may_panic_or_own_a_stream_when_it_is_dropped() {
+        let addr = serve_echo().await;
+        for panics in [true, false] {
+            let (mut stream, kept) = with_peer(|stream| stream).await;
+            let (mut victim, ended) = with_peer(|stream| peer::expect_end(&stream)).await;
+            let _ = poll_once(pin!(victim.read(&mut [0; 8])).as_mut()).await;
+            let owns = OwnsAStream { _owned: Mutex::new(Some(victim)), panics };
+            let waker = Waker::from(Arc::new(owns));
+            {
+                let mut buf = [0; 8];
+                let mut reading = pin!(stream.read(&mut buf));
+                assert!(reading.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            }
+            settle().await;
+            drop(waker);
+            // On io_uring it goes here.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(stream))));
+            settle().await;
+            ended.await;
+            drop(kept.await);
+            peer(move || peer::echo(&peer::connect(addr), Keyed(2), 10_000)).await;
+        }
+    }
+
     fn a_nested_block_on_panics_with_a_clear_text_and_harms_nothing(driver: Driver) {
         let runtime = common::runtime(driver);
         runtime.block_on(async {
@@ -945,6 +970,27 @@ impl<F> Drop for Logged<F> {
         let mut events = self.log.0.lock().unwrap();
         events.drops += 1;
         events.threads.push(thread::current().id());
+    }
+}
+
+/// A waker that takes a stream with it when it goes.
+struct OwnsAStream {
+    _owned: Mutex<Option<annulus::net::TcpStream>>,
+    panics: bool,
+}
+
+// SAFETY: the test makes, uses and drops it on one thread.
+unsafe impl Send for OwnsAStream {}
+// SAFETY: as above.
+unsafe impl Sync for OwnsAStream {}
+
+impl Wake for OwnsAStream {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for OwnsAStream {
+    fn drop(&mut self) {
+        assert!(!self.panics, "in the drop of a waker");
     }
 }
 

@@ -334,7 +334,9 @@ impl Residents {
 
     pub(crate) fn clear(&self) {
         let places = self.places.take();
-        drop(places);
+        for (_, place) in places {
+            contain(|| drop(place));
+        }
         self.dirty.take();
     }
 }

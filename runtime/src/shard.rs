@@ -417,7 +417,7 @@ impl Shard {
         self.residents.clear();
         let mut wakers = Vec::new();
         self.timers.borrow_mut().drain(&mut wakers);
-        drop(wakers);
+        timers::drop_all(wakers);
         let drained = self.driver.drain(self.config.drain_timeout, |work| self.hand_out(work));
         self.publish();
         self.meter.end();

@@ -20,6 +20,7 @@ use super::operation::{Completion, MultishotOperation, Operation};
 use super::patience::Patience;
 use super::{Counts, Wait, Work};
 use crate::buf::Pool;
+use crate::contain::contain;
 use crate::executor::wake_own;
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
 use crate::fork::Process;
@@ -199,12 +200,17 @@ impl Epoll {
     }
 
     fn sweep(&self) {
-        let mut dead = self.selector.dead.borrow_mut();
-        let mut registrations = self.registrations.borrow_mut();
-        for token in dead.drain(..) {
-            let index = (token & u64::from(u32::MAX)) as usize;
-            registrations.remove(index);
+        if self.selector.dead.borrow().is_empty() {
+            return;
         }
+        let dead = self.selector.dead.take();
+        let gone: Vec<_> = {
+            let mut registrations = self.registrations.borrow_mut();
+            let remove = |token| registrations.remove((token & u64::from(u32::MAX)) as usize);
+            dead.into_iter().map(remove).collect()
+        };
+        // With wakers, which may own anything: more descriptors too.
+        gone.into_iter().for_each(|registration| contain(|| drop(registration)));
     }
 
     /// False while the kernel's answer is known to be `WouldBlock`; then the waker is remembered.

@@ -26,3 +26,8 @@ pub(crate) fn wake_all(woken: &mut Vec<Waker>) {
         contain(|| waker.wake());
     }
 }
+
+/// Drops all. One that panics does not keep its shard from its end.
+pub(crate) fn drop_all(wakers: Vec<Waker>) {
+    wakers.into_iter().for_each(|waker| contain(|| drop(waker)));
+}
