@@ -22,7 +22,7 @@ use crate::board::Board;
 use crate::buf::Spare;
 use crate::config::{Config, MAIL_PER_TURN_MAX};
 use crate::crew::Crew;
-use crate::driver::{Driver, DriverInfo, Shown, Wait, Work};
+use crate::driver::{Driver, DriverInfo, Shown, Strays, Wait, Work};
 use crate::error::BuildError;
 use crate::executor::{self, Executor, Mailbox, Observer, Pace, RootWaker, ShardId, TaskInfo};
 use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
@@ -68,6 +68,7 @@ pub(crate) struct Shard {
     pub(crate) budget: Cell<u32>,
     /// Kept for its capacity.
     work: Cell<Work>,
+    strays: Strays,
     /// Where another loop looks for news.
     shown: OnceCell<Shown>,
 }
@@ -106,6 +107,7 @@ impl Shard {
             index,
             budget: Cell::new(config.task_budget),
             work: Cell::default(),
+            strays: Strays::default(),
             shown: OnceCell::new(),
             mailbox: Arc::clone(&mailbox),
             config,
@@ -360,9 +362,7 @@ impl Shard {
         for short in work.short_sends.drain(..) {
             self.residents.send_fell_short(short);
         }
-        for (key, completion) in work.orphans.drain(..) {
-            self.driver.dispose(key, completion);
-        }
+        self.driver.dispose(&self.strays, work);
         timers::wake_all(&mut work.wakers);
     }
 

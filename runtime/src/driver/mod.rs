@@ -16,6 +16,7 @@ mod quiet;
 mod refusal;
 mod shown;
 mod slots;
+mod strays;
 mod uring;
 
 use std::fmt;
@@ -38,6 +39,7 @@ pub(crate) use self::refusal::{Bytes, Surroundings};
 pub use self::refusal::{Cause, Refusal, Stage};
 pub(crate) use self::shown::Shown;
 pub(crate) use self::slots::Key;
+pub(crate) use self::strays::Strays;
 use self::uring::Uring;
 use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
@@ -298,10 +300,11 @@ impl Driver {
         }
     }
 
-    pub(crate) fn dispose(&self, key: Key, completion: Completion) {
-        match self {
-            Driver::Uring(driver) => driver.dispose(key, completion),
-            Driver::Epoll(_) => {}
+    /// Hands over what a turn has brought for nobody. Called without a borrow: it runs user code.
+    pub(crate) fn dispose(&self, strays: &Strays, work: &mut Work) {
+        strays.add(work.orphans.drain(..));
+        while let (Driver::Uring(driver), Some((key, completion))) = (self, strays.next()) {
+            driver.dispose(key, completion);
         }
     }
 
