@@ -111,11 +111,29 @@ pub(crate) fn make_ring(config: &Config) -> Result<Ring, NoRing> {
                 // Diagnosed before, so that a child that is forked meanwhile does not find the
                 // cell being filled, as good as never.
                 let found = found.map_err(|(stage, error)| diagnose(stage, &error, config));
-                TRIAL.get_or_init(|| found).clone()
+                match agree(&TRIAL, found) {
+                    Some(trial) => trial,
+                    None => {
+                        drop(ring);
+                        return make_ring(config);
+                    }
+                }
             }
         },
     };
     trial.map(|_| ring).map_err(NoRing::Refused)
+}
+
+/// What the process goes by, now that one more ring was tried. `None`: another's has passed
+/// meanwhile, and this one has not. It may still hold entries of its trial, about descriptors and
+/// memory that are gone.
+fn agree(
+    known: &OnceLock<Result<Trial, Refusal>>,
+    found: Result<Trial, Refusal>,
+) -> Option<Result<Trial, Refusal>> {
+    let passed = found.is_ok();
+    let known = known.get_or_init(|| found);
+    (passed || known.is_err()).then(|| known.clone())
 }
 
 fn is_memory(error: &io::Error) -> bool {
@@ -441,4 +459,23 @@ fn wait_for_mark(ring: &mut IoUring) -> Result<Option<Completion>, Failure> {
 
 fn answered(stage: Stage, answer: Completion) -> Result<(), Failure> {
     answer.result().map(drop).map_err(|error| (stage, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_whose_trial_failed_is_not_used_where_another_has_passed() {
+        let refusal = || Refusal::diagnose(Stage::Setup, libc::EPERM, 0);
+        let trial = Trial { quiet_sends: true, zero_copy_sends: false, bounded_receives: false };
+        let known = OnceLock::new();
+        assert!(matches!(agree(&known, Ok(trial)), Some(Ok(_))));
+        assert!(agree(&known, Err(refusal())).is_none());
+        assert!(matches!(agree(&known, Ok(trial)), Some(Ok(_))));
+        // Nobody has a ring then, whatever the next one would find.
+        let known = OnceLock::new();
+        assert!(matches!(agree(&known, Err(refusal())), Some(Err(_))));
+        assert!(matches!(agree(&known, Ok(trial)), Some(Err(_))));
+    }
 }
