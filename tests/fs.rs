@@ -1,17 +1,18 @@
 //! Files: what is written is read, at every position, on every shard, and nothing is left behind by
 //! what is dropped.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use annulus::buf::{IoBuf, IoBufMut};
@@ -219,6 +220,70 @@ each_driver! {
             assert_eq!(other.metadata().unwrap().len(), 5);
         }
         eventually("the files are closed", || open_descriptors() == before).await;
+    }
+
+    // What an exact read into a slice has read so far is not all that there is room for.
+    async fn a_slice_is_filled_by_as_many_reads_as_it_takes() {
+        let file = File::open("/proc/kallsyms").await.unwrap();
+        let (short, _) = file.read_at(vec![0; 1 << 16], 0).await.unwrap();
+        assert!(short < 1 << 15, "the kernel hands out so much at once: {short}");
+        let wanted = (1 << 15) + 7;
+        let slice = vec![0; 1 << 16].slice(9..9 + wanted);
+        let (count, slice) = file.read_exact_at(slice, 3).await.unwrap();
+        assert_eq!((count, slice.len()), (wanted, wanted));
+        let same = fs::read("/proc/kallsyms").unwrap();
+        assert_eq!(&slice[..], &same[3..3 + wanted]);
+
+        let scratch = Scratch::new();
+        let path = scratch.path("file");
+        fs::write(&path, b"hello").unwrap();
+        let file = File::open(&path).await.unwrap();
+        let failed = file.read_exact_at(vec![0; 100].slice(10..20), 1).await.unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(&failed.buffer[..], b"ello");
+        let (count, slice) = file.read_at(vec![0; 100].slice(10..20), 2).await.unwrap();
+        assert_eq!((count, &slice[..]), (3, &b"llo"[..]));
+    }
+
+    // Where the file system is asked at the close, a ring needs a thread for it.
+    fn a_close_for_which_there_is_no_thread_closes(driver: Driver) {
+        in_own_process("a_close_for_which_there_is_no_thread_closes", driver, || {
+            let scratch = Scratch::new();
+            let runtime = common::runtime(driver);
+            let file = fs::File::create(asked_at_the_close(&scratch).join("file")).unwrap();
+            let number = file.as_raw_fd();
+            runtime.block_on(async {
+                let file = File::from_std(file).unwrap();
+                make_no_thread();
+                thread::Builder::new().spawn(|| ()).unwrap_err();
+                file.close().await.unwrap();
+            });
+            assert!(!is_open(number));
+        });
+    }
+
+    // Its number is another's by then.
+    #[alone]
+    fn a_close_that_outlives_its_runtime_closes_once(driver: Driver) {
+        let runtime = common::runtime(driver);
+        let file = fs::File::open("/proc/self/stat").unwrap();
+        let number = file.as_raw_fd();
+        let mut closing = Box::pin(File::from_std(file).unwrap().close());
+        runtime.block_on(async {
+            let _ = poll_once(closing.as_mut()).await;
+            eventually("the file is closed", || !is_open(number)).await;
+        });
+        drop(runtime);
+        let other = fs::File::open("/proc/self/stat").unwrap();
+        // SAFETY: the number is nobody's, and becomes this file's.
+        let other = match unsafe { libc::fcntl(other.as_raw_fd(), libc::F_DUPFD, number) } {
+            same if same == number => same,
+            failed => panic!("{failed} for {number}"),
+        };
+        drop(closing);
+        assert!(is_open(other));
+        // SAFETY: it was made above, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(other) });
     }
 
     #[alone]
@@ -501,7 +566,7 @@ impl Huge {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, -1, 0) };
-        assert_ne!(start, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        assert_ne!(start, libc::MAP_FAILED, "{}", io::Error::last_os_error());
         Self { start: start.cast(), length }
     }
 }
@@ -538,4 +603,59 @@ fn act_as(user: libc::uid_t) {
     // SAFETY: the call takes no pointer.
     let result = unsafe { libc::setresuid(user, user, 0) };
     assert_eq!(result, 0, "act as user {user}");
+}
+
+/// A folder whose file system has something to do when a file is closed, where one can be had: an
+/// overlay, seen by this thread only.
+fn asked_at_the_close(scratch: &Scratch) -> PathBuf {
+    let place = scratch.path("place");
+    fs::create_dir(&place).unwrap();
+    // SAFETY: the call takes no pointer.
+    if !is_root() || unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return place;
+    }
+    let is_mounted = |kind: &CStr, at: &Path, flags: libc::c_ulong, options: &str| {
+        let at = CString::new(at.as_os_str().as_bytes()).unwrap();
+        let options = CString::new(options).unwrap();
+        // SAFETY: all texts end with a zero and live for the call.
+        let answer = unsafe {
+            let (kind, options) = (kind.as_ptr(), options.as_ptr());
+            libc::mount(kind, at.as_ptr(), kind, flags, options.cast())
+        };
+        answer == 0
+    };
+    // Nothing of this is seen outside.
+    let apart = is_mounted(c"none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
+    if !apart || !is_mounted(c"tmpfs", &place, 0, "mode=0777") {
+        return place;
+    }
+    for part in ["lower", "upper", "work", "both"] {
+        fs::create_dir(place.join(part)).unwrap();
+        fs::set_permissions(place.join(part), fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let of = |part: &str| place.join(part).display().to_string();
+    let (both, options) = (place.join("both"), (of("lower"), of("upper"), of("work")));
+    let options = format!("lowerdir={},upperdir={},workdir={}", options.0, options.1, options.2);
+    // A kernel without overlays (a module) closes at once.
+    if is_mounted(c"overlay", &both, 0, &options) { both } else { place }
+}
+
+/// From now on this process can make no thread more, and is not root.
+fn make_no_thread() {
+    // The kernel counts by user: one that nobody else is.
+    const NOBODY_ELSE: libc::uid_t = 61_235;
+    let limit = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: the pointer is to a whole rlimit, which the call reads.
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) };
+    assert_eq!(limited, 0, "{}", io::Error::last_os_error());
+    if is_root() {
+        // SAFETY: the call takes no pointer.
+        let changed = unsafe { libc::setuid(NOBODY_ELSE) };
+        assert_eq!(changed, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+fn is_open(number: RawFd) -> bool {
+    // SAFETY: the call takes integers and touches no memory.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }

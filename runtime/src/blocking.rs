@@ -104,11 +104,20 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let hold = shard::current().clock.hold();
-    POOL.get().submit(f, Some(hold)).await.unwrap_or_else(|payload| resume_unwind(payload))
+    try_offload(f).await.unwrap_or_else(|payload| resume_unwind(payload))
 }
 
-type Payload = Box<dyn Any + Send>;
+/// As [`offload`]. The error is the panic of `f`, or why it was not run.
+pub(crate) async fn try_offload<F, T>(f: F) -> Result<T, Payload>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let hold = shard::current().clock.hold();
+    POOL.get().submit(f, Some(hold)).await
+}
+
+pub(crate) type Payload = Box<dyn Any + Send>;
 
 /// Waits for a job. Its drop abandons the job.
 struct Waiting<F, T> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::metadata::Metadata;
-use super::operations::{Close, Read, Stat, Sync, Write, check_position, seekable, set_len};
+use super::operations::{Read, Stat, Sync, Write, check_position, close, seekable, set_len};
 use super::options::OpenOptions;
 use crate::buf::{BufError, BufResult, IoBuf, IoBufMut};
 use crate::fd::set_nonblocking;
@@ -142,7 +142,11 @@ impl File {
     where
         B: IoBufMut + Send,
     {
-        let (result, buffer) = self.read(buffer, 0, offset).await;
+        let (result, mut buffer) = self.read(buffer, 0, offset).await;
+        if let Ok(count) = result {
+            // SAFETY: so many bytes have been read.
+            unsafe { buffer.set_received(count) };
+        }
         with_buffer(result, buffer)
     }
 
@@ -168,20 +172,24 @@ impl File {
         // SAFETY: nothing is written.
         let wanted = unsafe { buffer.as_uninit() }.len();
         let mut filled = 0;
-        while filled < wanted {
+        let result = loop {
+            if filled == wanted {
+                break Ok(filled);
+            }
             let result;
             (result, buffer) = self.read(buffer, filled, offset + filled as u64).await;
             match result {
                 Ok(0) => {
                     let text = "the file ends before the buffer is full";
-                    let error = io::Error::new(io::ErrorKind::UnexpectedEof, text);
-                    return Err(BufError { error, buffer });
+                    break Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
                 }
                 Ok(count) => filled += count,
-                Err(error) => return Err(BufError { error, buffer }),
+                Err(error) => break Err(error),
             }
-        }
-        Ok((filled, buffer))
+        };
+        // SAFETY: so many bytes have been read. Only here: a slice then ends behind them.
+        unsafe { buffer.set_received(filled) };
+        with_buffer(result, buffer)
     }
 
     /// Writes bytes of the buffer to the file, from `offset` on, and gives it back with their
@@ -366,9 +374,10 @@ impl File {
     }
 
     /// Closes the file, without holding up the shard: network file systems write what they still
-    /// hold, and the last close of a file that was removed frees its blocks. A read or write that
-    /// was dropped and is still under way keeps it open until it has ended; then errors are not
-    /// told.
+    /// hold, and the last close of a file that was removed frees its blocks. On both drivers on a
+    /// thread of the blocking pool, as a ring without a thread for it may leave a file open and not
+    /// say so; at once where no thread can be made. A read or write that was dropped and is still
+    /// under way keeps it open until it has ended; then errors are not told.
     ///
     /// # Errors
     ///
@@ -383,7 +392,7 @@ impl File {
     /// The file is closed, whatever becomes of the future.
     pub async fn close(self) -> io::Result<()> {
         match Arc::try_unwrap(self.fd) {
-            Ok(owned) => carry(Close::new(owned)).await.waited_for(),
+            Ok(owned) => close(owned).await,
             Err(_held) => Ok(()),
         }
     }

@@ -9,12 +9,13 @@ pub(super) mod fuzz;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use io_uring::{opcode, types};
 
 use super::file::File;
 use super::metadata::Metadata;
+use crate::blocking::try_offload;
 use crate::buf::{IoBuf, IoBufMut};
 use crate::driver::operation::{Entry, Operation};
 use crate::sys::TRANSFER_BYTES_MAX;
@@ -118,7 +119,7 @@ unsafe impl<B: IoBufMut + Send> Operation for Read<B> {
         let result = result.map(|count| count as usize);
         if let Ok(count) = result {
             // SAFETY: so many bytes have been read, behind those that were written before.
-            unsafe { self.buffer.set_received(self.begin + count) };
+            unsafe { self.buffer.set_init(self.begin + count) };
         }
         (result, self.buffer)
     }
@@ -232,64 +233,28 @@ unsafe impl Operation for Stat {
 }
 
 /// Closes a file.
-pub(super) struct Close {
-    /// Taken when the number is no longer ours.
-    fd: Option<OwnedFd>,
-    begun: bool,
-}
-
-impl Close {
-    pub(super) fn new(fd: OwnedFd) -> Close {
-        Close { fd: Some(fd), begun: false }
-    }
-}
-
-// SAFETY: the entry refers to no memory.
-unsafe impl Operation for Close {
-    type Output = Closed;
-
-    fn entry(&mut self) -> Entry {
-        match &self.fd {
-            // A close that was interrupted has closed: a second one would meet another's file.
-            Some(fd) if !std::mem::replace(&mut self.begun, true) => {
-                opcode::Close::new(types::Fd(fd.as_raw_fd())).build()
-            }
-            _ => opcode::Nop::new().build(),
-        }
-    }
-
-    fn call(&mut self) -> io::Result<u32> {
-        let Some(fd) = self.fd.take() else { return Ok(0) };
-        // SAFETY: the number is ours to close, and is given up here.
-        check(unsafe { libc::close(fd.into_raw_fd()) }.into())
-    }
-
-    unsafe fn complete(mut self, result: io::Result<u32>) -> Self::Output {
-        let cancelled =
-            matches!(&result, Err(error) if error.raw_os_error() == Some(libc::ECANCELED));
-        // Linux closes whatever it answers, unless it was kept from trying.
-        if let Some(fd) = self.fd.take_if(|_| !cancelled) {
-            let _closed = fd.into_raw_fd();
-        }
-        Closed { result: result.map(drop), open: self.fd }
-    }
-}
-
-/// How a close has ended.
-pub(super) struct Closed {
-    result: io::Result<()>,
-    /// May be open still: closed by the drop, where nobody waits for the answer.
-    open: Option<OwnedFd>,
-}
-
-impl Closed {
-    /// The answer, for who has waited for it and so has not cancelled it. Then `ECANCELED` is the
-    /// file system's own, and the number no longer ours.
-    pub(super) fn waited_for(self) -> io::Result<()> {
-        if let Some(fd) = self.open {
-            let _closed = fd.into_raw_fd();
-        }
-        self.result
+///
+/// Not through the ring: where the file system is asked at the close (`flush`), the kernel needs a
+/// worker thread for it, and answers `ECANCELED` without having closed where it gets none. So may a
+/// file system that was asked, and then the file is closed (FUSE). Who gives up the wait has
+/// closed as well.
+///
+/// # Errors
+///
+/// Those of `close(2)`. The file is closed all the same.
+pub(super) async fn close(fd: OwnedFd) -> io::Result<()> {
+    let close = |fd: OwnedFd| {
+        // SAFETY: the number is ours to close, and is given up here. Linux closes whatever it
+        // answers.
+        check(unsafe { libc::close(fd.into_raw_fd()) }.into()).map(drop)
+    };
+    let ours = Arc::new(Mutex::new(Some(fd)));
+    let theirs = Arc::clone(&ours);
+    let take = |fd: &Mutex<Option<OwnedFd>>| fd.try_lock().ok().and_then(|mut fd| fd.take());
+    match try_offload(move || take(&theirs).map_or(Ok(()), close)).await {
+        Ok(answer) => answer,
+        // No thread could be made.
+        Err(_refused) => take(&ours).map_or(Ok(()), close),
     }
 }
 
@@ -328,32 +293,4 @@ pub(super) fn set_len(fd: BorrowedFd<'_>, length: u64) -> io::Result<()> {
 
 fn check(answer: libc::c_long) -> io::Result<u32> {
     u32::try_from(answer).map_err(|_| io::Error::last_os_error())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a file system of somebody else's (FUSE) may answer to its last flush.
-    #[test]
-    fn an_answer_that_was_waited_for_closes_no_number_twice() {
-        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let number = file.as_raw_fd();
-        let cancelled = || Err(io::Error::from_raw_os_error(libc::ECANCELED));
-        // SAFETY: the operation was never started, so that the number is still open.
-        let closed = unsafe { Close::new(file).complete(cancelled()) };
-        assert_eq!(closed.waited_for().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
-        // SAFETY: the number is open, and nobody else's, unless it was closed above.
-        let file = unsafe { OwnedFd::from_raw_fd(number) };
-        file.try_clone().expect("still open: for all this knows it is another's by now");
-    }
-
-    #[test]
-    fn a_close_that_nobody_waits_for_and_nobody_began_closes() {
-        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let cancelled = io::Error::from_raw_os_error(libc::ECANCELED);
-        // SAFETY: the operation was never started.
-        drop(unsafe { Close::new(ours.into()).complete(Err(cancelled)) });
-        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
-    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
-use super::{Close, Open, Operation, Read, Stat, Sync, Write};
+use super::{Open, Operation, Read, Stat, Sync, Write};
 use crate::buf::{IoBuf, IoBufMut};
 use crate::choices::Choices;
 use crate::driver::operation::MultishotOperation;
@@ -18,11 +18,9 @@ use crate::seen::{Fields, HUGE_BYTES, huge};
 use crate::sys::TRANSFER_BYTES_MAX;
 
 /// Numbers of `enum io_uring_op`.
-const NOP: u8 = 0;
 const FSYNC: u8 = 3;
 const POLL_ADD: u8 = 6;
 const OPENAT: u8 = 18;
-const CLOSE: u8 = 19;
 const STATX: u8 = 21;
 const READ: u8 = 22;
 const WRITE: u8 = 23;
@@ -57,12 +55,11 @@ unsafe impl IoBufMut for Huge {
 /// An operation that these bytes describe.
 pub(crate) fn entries(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    match choices.byte() % 7 {
+    match choices.byte() % 6 {
         kind @ 0..=1 => transfer(kind == 0, &mut choices),
         2 => open(&mut choices),
         3 => stat(),
         4 => sync(choices.is_heads()),
-        5 => close(),
         _ => poll(choices.is_heads()),
     }
 }
@@ -159,15 +156,6 @@ fn sync(all: bool) {
     let op_flags = if all { 0 } else { FSYNC_DATASYNC };
     let fd = sync.fd.as_raw_fd();
     assert_eq!(fields, Fields { opcode: FSYNC, fd, op_flags, ..Fields::default() });
-}
-
-fn close() {
-    let file = OwnedFd::from(File::open("/dev/null").expect("there is nothing"));
-    let fd = file.as_raw_fd();
-    let mut close = Close::new(file);
-    let (first, second) = (Fields::of(&close.entry()), Fields::of(&close.entry()));
-    assert_eq!(first, Fields { opcode: CLOSE, fd, ..Fields::default() });
-    assert_eq!((second.opcode, second.addr, second.len), (NOP, 0, 0), "closed twice");
 }
 
 fn poll(reads: bool) {
