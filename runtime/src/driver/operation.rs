@@ -19,6 +19,10 @@ use crate::fd::{Fd, Interest};
 /// [`entry`](Operation::entry) may refer only to memory that stays valid and at its address while
 /// the operation lives, *also when the operation itself is moved*: to the heap, never to the
 /// operation's own fields. The entry must have exactly one completion.
+///
+/// While the kernel may write to that memory, nothing may read or write it by way of the operation:
+/// [`Op::operation`](crate::io::Op::operation) lends it to safe code, so that what it shows of
+/// itself must not be that memory.
 pub unsafe trait Operation: Unpin + 'static {
     /// What the future resolves to.
     type Output;
