@@ -88,6 +88,18 @@ each_driver! {
     }
 
     #[alone]
+    fn a_handle_to_a_task_that_had_not_arrived_tells_the_child_that_it_never_will(driver: Driver) {
+        let runtime = common::runtime(driver);
+        // The first shard stands still: nobody takes its mail.
+        let mut handle = runtime.handle().spawn_with(|| async { 7 });
+        let child = fork_for(|| {
+            assert!(poll_now(&mut handle).unwrap_err().is_cancelled());
+        });
+        child.join();
+        assert_eq!(runtime.block_on(handle).unwrap(), 7);
+    }
+
+    #[alone]
     fn a_child_that_returns_into_the_loop_is_told_why_it_ends(driver: Driver) {
         let runtime = common::runtime(driver);
         let this = std::process::id();

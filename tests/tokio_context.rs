@@ -229,6 +229,22 @@ each_driver! {
     }
 
     #[alone]
+    fn a_child_of_who_had_no_runtime_yet_starts_its_own(driver: Driver) {
+        let name = "a_child_of_who_had_no_runtime_yet_starts_its_own";
+        in_own_process(name, driver, || {
+            let parent = TokioContext::start().unwrap();
+            let child = fork_for(|| {
+                runtime(driver).block_on(async {
+                    let own = TokioContext::start().unwrap();
+                    own.enter(async { tokio::time::sleep(SHORT).await }).await;
+                });
+            });
+            child.join();
+            drop(parent);
+        });
+    }
+
+    #[alone]
     fn a_forked_child_starts_its_own(driver: Driver) {
         runtime(driver).block_on(async {
             let parent = TokioContext::start().unwrap();

@@ -543,7 +543,7 @@ fn not_ours() -> ! {
 }
 
 /// In a forked child, within `fork`: the shard that runs on this thread is the parent's.
-extern "C" fn forget_parent() {
+pub(crate) extern "C" fn forget_parent() {
     fork::begin_process();
     CURRENT.set(None);
     executor::disown_all();

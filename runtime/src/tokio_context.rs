@@ -55,7 +55,8 @@ use pin_project_lite::pin_project;
 use tokio::runtime::{self, EnterGuard, Handle};
 
 use crate::cpus;
-use crate::fork::{NO_RUNTIME_SURVIVES, PerProcess, Process};
+use crate::fork::{self, NO_RUNTIME_SURVIVES, PerProcess, Process};
+use crate::shard;
 
 /// A handle to tokio's runtime beside the shards: see [this module](self).
 #[derive(Clone)]
@@ -75,6 +76,8 @@ impl TokioContext {
     /// left (`EMFILE`, `ENFILE`). The next call tries again.
     pub fn start() -> io::Result<TokioContext> {
         static STARTED: PerProcess<Mutex<Option<Handle>>> = PerProcess::new(Mutex::default);
+        // A child that is forked before there is a runtime must find a context of its own, too.
+        fork::watch(shard::forget_parent)?;
         let mut started = STARTED.get().lock().unwrap_or_else(PoisonError::into_inner);
         let handle = match &*started {
             Some(handle) => handle.clone(),

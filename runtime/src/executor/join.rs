@@ -141,7 +141,7 @@ impl<T> Future for JoinHandle<T> {
         let task = self.task.as_ref().expect("a JoinHandle was polled after it gave its output");
         if task.header().shared.look() != Look::Complete {
             // The copy of a task that a forked child has is never polled again.
-            if !task.header().owner.get().is_ours() {
+            if !task.header().owner.is_ours() {
                 return Poll::Ready(Err(JoinError::cancelled()));
             }
             if task.header().wait(cx.waker()) == Waiting::Done {

@@ -35,9 +35,9 @@ pub(crate) struct ShardId(u64);
 impl ShardId {
     /// No shard has this name.
     pub(super) const NOBODY: ShardId = ShardId(0);
-    /// No shard has this one either: it stands for the owner of a task that has none yet, so that
-    /// no thread takes itself for it.
-    const UNBORN: ShardId = ShardId(u64::MAX);
+    /// In the name of whoever is to own a task and does not yet, so that no thread takes itself for
+    /// the owner.
+    const UNBORN: u64 = 1 << 63;
 
     pub(super) fn number(self) -> u64 {
         self.0
@@ -76,8 +76,8 @@ impl Owner {
         Owner(AtomicU64::new(shard.0))
     }
 
-    pub(super) fn unborn() -> Owner {
-        Owner::settled(ShardId::UNBORN)
+    pub(super) fn unborn(of: ShardId) -> Owner {
+        Owner(AtomicU64::new(of.0 | ShardId::UNBORN))
     }
 
     /// Only on the owner's thread, which alone has to see it: others find that they are not the
@@ -89,6 +89,11 @@ impl Owner {
     #[inline]
     pub(super) fn get(&self) -> ShardId {
         ShardId(self.0.load(CounterOrdering::Relaxed))
+    }
+
+    /// Whether it is a shard of this process, and was when the task was made.
+    pub(super) fn is_ours(&self) -> bool {
+        ShardId(self.get().0 & !ShardId::UNBORN).is_ours()
     }
 }
 

@@ -401,7 +401,7 @@ where
     Fut::Output: Send + 'static,
 {
     let future = async move { make().await };
-    let task = TaskPtr::allocate(future, mailbox, Owner::unborn(), Origin::here());
+    let task = TaskPtr::allocate(future, mailbox, Owner::unborn(mailbox.shard()), Origin::here());
     // SAFETY: this takes over the reference that a new task has for its handle.
     let handle = unsafe { TaskRef::adopt(task) };
     // SAFETY: the task is unborn, and nobody has it but the handle, which is still here. Before
