@@ -384,6 +384,27 @@ each_driver! {
         }
     }
 
+    #[alone]
+    fn shards_of_a_thread_that_the_program_holds_stay_where_it_is(driver: Driver) {
+        let name = "shards_of_a_thread_that_the_program_holds_stay_where_it_is";
+        in_own_process(name, driver, || {
+            let mine = affinity();
+            let first = *mine.first().unwrap();
+            // Binds the others to all processors but the first.
+            let shards = u32::try_from(mine.len()).unwrap();
+            let everywhere = runtime(driver, shards);
+            everywhere.block_on(on_each_shard(async |_| ())).into_iter().for_each(Result::unwrap);
+            let held = thread::spawn(move || {
+                hold_to(first);
+                let here = Runtime::builder().driver(driver).shards(2).pin(false).build().unwrap();
+                here.block_on(on_each_shard(async |_| affinity()))
+            });
+            for set in held.join().unwrap() {
+                assert_eq!(set.unwrap(), BTreeSet::from([first]), "of {mine:?}");
+            }
+        });
+    }
+
     fn blocking_jobs_of_a_bound_shard_run_anywhere(driver: Driver) {
         let mine = affinity();
         runtime(driver, 2).block_on(async {
@@ -425,6 +446,17 @@ fn shard_threads() -> usize {
     let is_shard =
         |name: &str| name.strip_prefix("annulus-").is_some_and(|rest| rest.parse::<u32>().is_ok());
     threads().iter().filter(|name| is_shard(name)).count()
+}
+
+/// Holds this thread to one processor.
+fn hold_to(cpu: usize) {
+    // SAFETY: a set of processors is plain bits, of which none may be set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the call checks that the processor is in the range of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set has the size that is given; 0 is this thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// The processors that this thread may run on, as the kernel says.

@@ -56,13 +56,20 @@ fn core_of(cpu: usize) -> String {
     fs::read_to_string(file).unwrap_or_else(|_unknown| cpu.to_string())
 }
 
-/// Threads made by one that was bound would be bound too. Here is what the first was allowed.
-static UNBOUND: OnceLock<libc::cpu_set_t> = OnceLock::new();
+/// Threads made by one that was bound would be bound too. Here is what was allowed to the first
+/// that was bound to each processor.
+static UNBOUND: [OnceLock<Box<libc::cpu_set_t>>; CPUS] = [const { OnceLock::new() }; CPUS];
+
+/// How many processors a set has room for.
+const CPUS: usize = 8 * size_of::<libc::cpu_set_t>();
 
 /// Binds this thread to one processor, and gives what it was allowed before.
 pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
     let before = affinity()?;
-    UNBOUND.get_or_init(|| before);
+    // Who had but one has nothing to hand on.
+    if let Some(unbound) = UNBOUND.get(cpu).filter(|_| members(&before).len() > 1) {
+        unbound.get_or_init(|| Box::new(before));
+    }
     // SAFETY: a set of processors is plain bits, of which none may be set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the call checks that the processor is in the range of the set.
@@ -70,11 +77,15 @@ pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
     set_affinity(&set).map(|()| before)
 }
 
-/// Lets this thread run wherever the process might before its first thread was bound.
+/// For a thread that one of ours may have made: lets it run wherever its maker might before that
+/// was bound. Which several processors are allowed to was bound by nobody here.
 pub(crate) fn unbind() {
-    if let Some(set) = UNBOUND.get() {
-        // What was allowed once and is no more leaves the thread where it is.
-        let _stays = set_affinity(set);
+    let Ok(allowed) = affinity() else { return };
+    if let [cpu] = members(&allowed)[..] {
+        if let Some(set) = UNBOUND[cpu].get() {
+            // What was allowed once and is no more leaves the thread where it is.
+            let _stays = set_affinity(set);
+        }
     }
 }
 
@@ -112,9 +123,8 @@ fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
 }
 
 fn members(set: &libc::cpu_set_t) -> Vec<usize> {
-    let bits = 8 * size_of_val(set);
     // SAFETY: the processors asked for are those that the set has room for.
-    (0..bits).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, set) }).collect()
+    (0..CPUS).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, set) }).collect()
 }
 
 #[cfg(test)]
