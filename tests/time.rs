@@ -1,9 +1,12 @@
 //! Timers: never early, never in the way, and as told under a paused clock.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
+use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use annulus::time::{
@@ -68,7 +71,7 @@ each_driver! {
     async fn a_deadline_is_set_when_the_sleep_is_made() {
         let wanted = Duration::from_millis(30) * common::slower();
         let mut sleeping = pin!(sleep(wanted));
-        std::thread::sleep(wanted);
+        thread::sleep(wanted);
         // Polled for the first time when it is already over.
         let start = std::time::Instant::now();
         sleeping.as_mut().await;
@@ -172,7 +175,7 @@ each_driver! {
     async fn a_paused_clock_stands_still_and_jumps_to_the_next_timer() {
         pause();
         let start = Instant::now();
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
         assert_eq!(Instant::now(), start);
         let real = std::time::Instant::now();
         sleep(Duration::from_secs(24 * 3600)).await;
@@ -193,7 +196,7 @@ each_driver! {
         eventually("the job begins", || begun.try_recv().is_ok()).await;
         let overdue = sleep(Duration::from_millis(1));
         // The time passes within one poll, before anybody looks at the clock.
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
         pause();
         overdue.await;
         end.send(()).unwrap();
@@ -273,6 +276,30 @@ each_driver! {
         sink.abort();
         flood.await;
     }
+}
+
+// An idle clock that is stopped goes on to whatever is due next.
+#[test]
+fn never_is_never_also_to_a_clock_that_was_stopped_later() {
+    let mut never = Box::pin(sleep(Duration::MAX));
+    let made = std::time::Instant::now();
+    while made.elapsed() < Duration::from_millis(2) {}
+    let runtime = annulus::Runtime::builder().start_paused(true).build().unwrap();
+    let (tell, told) = channel();
+    let mut tell = Some(tell);
+    runtime.block_on(poll_fn(|cx| {
+        assert!(never.as_mut().poll(cx).is_pending(), "it has come");
+        if let Some(tell) = tell.take() {
+            let waker = cx.waker().clone();
+            thread::spawn(move || {
+                // Time enough for the clock to move, if it does.
+                thread::sleep(Duration::from_millis(20));
+                tell.send(()).unwrap();
+                waker.wake();
+            });
+        }
+        told.try_recv().map_or(Poll::Pending, Poll::Ready)
+    }));
 }
 
 #[annulus::test(start_paused = true)]

@@ -204,6 +204,7 @@ impl<T> JoinSet<T> {
     /// Lets all tasks run on by themselves, and empties the set.
     pub fn detach_all(&mut self) {
         drop(mem::take(&mut self.members));
+        self.news.told().keys.clear();
     }
 
     /// The first of those that were told of and have indeed ended.
@@ -296,3 +297,23 @@ impl Wake for Bell {
 
 #[cfg(all(test, loom))]
 mod models;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::task::yield_now;
+
+    #[test]
+    fn a_set_that_is_emptied_again_and_again_keeps_nothing() {
+        Runtime::new().unwrap().block_on(async {
+            let mut set = JoinSet::new();
+            for _ in 0..1000 {
+                set.spawn(async {});
+                yield_now().await;
+                set.detach_all();
+            }
+            assert!(set.news.told().keys.len() < 10, "{}", set.news.told().keys.len());
+        });
+    }
+}

@@ -76,8 +76,9 @@ impl Instant {
 
     /// The instant `duration` later, or one that no runtime lives to see.
     pub(crate) fn add_or_never(self, duration: Duration) -> Self {
-        // Every clock counts this as never, since its origin lies in the past.
-        const FAR: Duration = Duration::from_nanos(u64::MAX);
+        // More than 64 bits of nanoseconds, wherever a clock has its origin: every one counts it as
+        // never.
+        const FAR: Duration = Duration::from_secs(1 << 40);
         self.checked_add(duration).or_else(|| self.checked_add(FAR)).unwrap_or(self)
     }
 }
