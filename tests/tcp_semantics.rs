@@ -320,6 +320,28 @@ each_driver! {
             assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset, "way {way}");
         }
     }
+
+    // The peer has said all, and then takes nothing more until our answer times out.
+    async fn an_end_behind_a_request_stays_one_when_the_answer_times_out() {
+        let (listener, addr) = peer::listen();
+        let mut theirs = peer::connect(addr);
+        let ours = peer::accept(&listener);
+        SockRef::from(&ours).set_tcp_user_timeout(Some(Duration::from_millis(300))).unwrap();
+        theirs.write_all(b"request").unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        let mut stream = TcpStream::from_std(ours).unwrap();
+        let error = stream.write_all(&vec![1; 50_000_000]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        let mut request = Vec::new();
+        loop {
+            let mut some = [0; 4];
+            match stream.read(&mut some).await.unwrap() {
+                0 => break,
+                count => request.extend_from_slice(&some[..count]),
+            }
+        }
+        assert_eq!(request, b"request");
+    }
 }
 
 // Started under strace by reading_the_end_again_asks_the_kernel_nothing.

@@ -10,6 +10,8 @@ use std::os::fd::AsFd;
 
 use annulus_runtime::io::{Fd, Received, Rest, receive, tell_rest};
 
+use crate::shortage::passes;
+
 /// What sends were told.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Lost {
@@ -24,8 +26,9 @@ pub(super) enum Lost {
 impl Lost {
     pub(super) fn note(&mut self, error: &io::Error) {
         match (error.raw_os_error(), *self) {
-            (Some(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)), _) => *self = Lost::By(errno),
             (Some(libc::EPIPE), Lost::Nothing) => *self = Lost::Somehow,
+            (Some(libc::EPIPE), _) | (None, _) => {}
+            (Some(errno), _) if !passes(error) => *self = Lost::By(errno),
             _ => {}
         }
     }
@@ -37,24 +40,120 @@ impl Lost {
         }
     }
 
-    /// What is behind the last byte: the end, or how the connection was lost.
+    /// What is behind the last byte: the end, or how the connection was lost. A peer that has
+    /// finished has said all, whatever has become of the other direction.
     pub(super) fn end(self, fd: &Fd) -> io::Result<()> {
-        match self {
-            Lost::By(errno) => Err(io::Error::from_raw_os_error(errno)),
-            Lost::Somehow if !has_fin(fd) => Err(io::Error::from_raw_os_error(libc::ECONNRESET)),
-            Lost::Nothing | Lost::Somehow => Ok(()),
+        let errno = match self {
+            Lost::Nothing => return Ok(()),
+            Lost::Somehow => libc::ECONNRESET,
+            Lost::By(errno) => errno,
+        };
+        match (fin(fd), self) {
+            (Fin::Came, _) | (Fin::Unknown, Lost::Somehow) => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 }
 
-/// Whether the peer has finished, asked behind the last byte: the kernel counts a FIN among what is
-/// left behind a receive (`TCP_INQ`). Sockets that are none of TCP's hide nothing.
-fn has_fin(fd: &Fd) -> bool {
+/// Whether the peer has finished.
+enum Fin {
+    Came,
+    Missing,
+    /// Only TCP's sockets tell. Others hide nothing.
+    Unknown,
+}
+
+/// Asks, behind the last byte: the kernel counts a FIN among what is left behind a receive
+/// (`TCP_INQ`).
+fn fin(fd: &Fd) -> Fin {
     if tell_rest(fd.as_fd(), Rest::Asked).is_err() {
-        return true;
+        return Fin::Unknown;
     }
     let received = receive(fd.as_fd(), &mut [MaybeUninit::uninit()], Rest::Asked);
     // Whoever has the socket next has not asked.
     let _gone = tell_rest(fd.as_fd(), Rest::Ignored);
-    !matches!(received, Ok(Received { bytes: 0, rest: Some(0) }))
+    match received {
+        Ok(Received { bytes: 0, rest: Some(0) }) => Fin::Missing,
+        Ok(_) => Fin::Came,
+        // An error that nobody has been told is none that a FIN precedes.
+        Err(error) if passes(&error) => Fin::Unknown,
+        Err(_) => Fin::Missing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use socket2::SockRef;
+
+    use super::*;
+
+    fn told(errno: i32) -> Lost {
+        let mut lost = Lost::Nothing;
+        lost.note(&io::Error::from_raw_os_error(errno));
+        lost
+    }
+
+    fn errno_at_end(lost: Lost, fd: &Fd) -> Option<i32> {
+        lost.end(fd).err().map(|error| error.raw_os_error().unwrap())
+    }
+
+    /// Our end of a connection that the peer has reset behind one byte, which was read, and behind
+    /// a FIN or not. Nobody else will be told of the reset.
+    fn lost_connection(finished: bool) -> Rc<Fd> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut ours, _) = listener.accept().unwrap();
+        theirs.write_all(b"!").unwrap();
+        if finished {
+            theirs.shutdown(Shutdown::Write).unwrap();
+        }
+        ours.read_exact(&mut [0]).unwrap();
+        SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        ours.take_error().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        Fd::new(ours.into())
+    }
+
+    #[test]
+    fn whatever_ended_the_connection_is_told_the_reader() {
+        let errors = [
+            libc::ECONNRESET,
+            libc::ETIMEDOUT,
+            libc::EHOSTUNREACH,
+            libc::ENETUNREACH,
+            libc::ECONNABORTED,
+            libc::ECONNREFUSED,
+            libc::EPROTO,
+        ];
+        for errno in errors {
+            assert_eq!(errno_at_end(told(errno), &lost_connection(false)), Some(errno));
+        }
+        let pipe = errno_at_end(told(libc::EPIPE), &lost_connection(false));
+        assert_eq!(pipe, Some(libc::ECONNRESET));
+        for errno in [libc::EAGAIN, libc::EINTR, libc::ECANCELED, libc::ENOBUFS, libc::ENOSPC] {
+            assert_eq!(errno_at_end(told(errno), &lost_connection(false)), None, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_had_finished_has_said_all() {
+        for errno in [libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::EPIPE] {
+            assert_eq!(errno_at_end(told(errno), &lost_connection(true)), None, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_cannot_tell_of_a_fin_keeps_what_it_was_lost_by() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let ours = Fd::new(ours.into());
+        assert_eq!(errno_at_end(told(libc::ECONNRESET), &ours), Some(libc::ECONNRESET));
+        assert_eq!(errno_at_end(told(libc::EPIPE), &ours), None);
+    }
 }
