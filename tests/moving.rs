@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use annulus::Driver;
 use annulus::net::stream::Detached;
-use annulus::net::{Tcp, TcpStream};
+use annulus::net::{Tcp, TcpStream, UnixStream};
 use annulus::time::timeout;
 
 use common::bytes::{Cursor, Keyed, Numbers};
@@ -198,6 +198,45 @@ each_driver! {
                 assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
             });
         });
+    }
+
+    // The kernel hands out some 20 answers at a time, and the end of this receive is the last.
+    #[alone]
+    #[deadline_s(60)]
+    fn a_stream_beside_thousands_of_answers_moves_or_is_given_back(driver: Driver) {
+        for to_std in [false, true] {
+            common::runtime(driver).block_on(async {
+                let (mut streams, far): (Vec<_>, Vec<_>) = (0..3000)
+                    .map(|_| std::os::unix::net::UnixStream::pair().unwrap())
+                    .map(|(near, far)| (UnixStream::from_std(near).unwrap(), far))
+                    .unzip();
+                for stream in &mut streams {
+                    let read = poll_once(pin!(stream.read(&mut [0; 8])).as_mut()).await;
+                    assert!(read.is_pending());
+                }
+                settle().await;
+                let stream = streams.pop().unwrap();
+                // In one poll, so that all answers wait in the kernel.
+                let far = peer::peer(move || {
+                    far.iter().for_each(|mut far| far.write_all(b"some").unwrap());
+                    far
+                });
+                let far = far.join();
+                let left = if to_std {
+                    stream.into_std().map(|near| UnixStream::from_std(near).unwrap())
+                } else {
+                    stream.detach().map(|detached| UnixStream::attach(detached).unwrap())
+                };
+                let mut stream = left.unwrap_or_else(|refused| {
+                    refused.into_stream().expect("the stream is whole")
+                });
+                let mut some = [0; 4];
+                within(stream.read_exact(&mut some)).await.unwrap();
+                assert_eq!(&some, b"some");
+                drop(far);
+                assert_eq!(within(stream.read(&mut some)).await.unwrap(), 0);
+            });
+        }
     }
 
     fn an_end_and_an_error_move(driver: Driver) {

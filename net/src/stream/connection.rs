@@ -19,7 +19,7 @@ use annulus_runtime::task::AbortHandle;
 use annulus_runtime::time::sleep;
 use socket2::SockRef;
 
-use super::inbound::{Inbound, Take, Unread};
+use super::inbound::{HELD, Inbound, Take, Unread};
 use super::outbound::{Attempt, By, Outbound, Unsent};
 use super::send::Held;
 use super::zero_copy::ZeroCopy;
@@ -214,14 +214,16 @@ impl Connection {
                 "the stream has received bytes that are not read yet: read them first",
             ));
         }
-        self.let_go();
-        Ok(())
+        self.let_go()
     }
 
-    /// Waits until no operation that has been given up holds the descriptor any more.
-    fn let_go(&self) {
+    /// Waits until no operation that has been given up holds the descriptor any more. An error if
+    /// the kernel has too much else to do to say so soon.
+    fn let_go(&self) -> io::Result<()> {
         let own = 2 + self.inbound.borrow().descriptors();
-        settle(|| Rc::strong_count(&self.fd) <= own);
+        let is_let_go = || Rc::strong_count(&self.fd) <= own;
+        settle(is_let_go);
+        if is_let_go() { Ok(()) } else { Err(io::Error::other(HELD)) }
     }
 
     /// Stops all that is under way, and takes what was received and not read, and what was written
@@ -230,10 +232,14 @@ impl Connection {
         self.outbound().start_moving();
         settle(|| self.outbound().has_stopped());
         if !self.outbound().has_stopped() {
-            return Err(io::Error::other("the kernel holds on to bytes of the stream: try again"));
+            return Err(io::Error::other(HELD));
         }
-        self.inbound.borrow_mut().halt();
-        self.let_go();
+        let halted = self.inbound.borrow_mut().halt();
+        if let Err(error) = halted.and_then(|()| self.let_go()) {
+            // The stream goes on, and what was to move with it is sent from here.
+            mark_dirty(self.key);
+            return Err(error);
+        }
         let unread = self.inbound.borrow_mut().take_unread();
         Ok((unread, self.outbound().take_unsent()))
     }

@@ -31,6 +31,9 @@ const BULK_READ_BYTES_MIN: usize = 8 * 1024;
 /// 0.71 and 0.67.
 const BULK_LEASE_BYTES: usize = 32 * 1024;
 
+/// Why a stream cannot leave its shard yet.
+pub(super) const HELD: &str = "the kernel holds on to the stream: try again";
+
 pub(crate) struct Inbound {
     /// Bytes that a read gave back, which come before all others.
     returned: Vec<u8>,
@@ -354,17 +357,22 @@ impl Inbound {
         1 + usize::from(self.pooled.is_some())
     }
 
-    /// Ends the kernel's receive.
-    pub(super) fn halt(&mut self) {
+    /// Ends the kernel's receive. An error if the kernel has too much else to do to say so soon;
+    /// reads go on then.
+    pub(super) fn halt(&mut self) -> io::Result<()> {
         self.direct.halt();
         if let Some(pooled) = &mut self.pooled {
             pooled.stop_now();
+            if pooled.is_armed() {
+                return Err(io::Error::other(HELD));
+            }
         }
+        Ok(())
     }
 
     /// Ends the kernel's receive. True if bytes that it received wait here.
     pub(super) fn stop(&mut self) -> io::Result<bool> {
-        self.halt();
+        self.halt()?;
         if self.front.is_none() {
             self.take_next();
         }

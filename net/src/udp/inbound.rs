@@ -256,14 +256,18 @@ impl Inbound {
         }
     }
 
-    /// Ends the kernel's receive. True if datagrams that it has handed over wait here.
-    pub(super) fn stop(&mut self) -> bool {
+    /// Ends the kernel's receive. True if datagrams that it has handed over wait here. An error if
+    /// the kernel has too much else to do to say so soon; the socket goes on then.
+    pub(super) fn stop(&mut self) -> io::Result<bool> {
         self.readable = None;
         if let Way::Pooled(pooled) = &mut self.way {
             pooled.stop_now();
+            if pooled.is_armed() {
+                return Err(io::Error::other("the kernel holds on to the socket: try again"));
+            }
         }
         self.collect();
-        !self.waiting.is_empty()
+        Ok(!self.waiting.is_empty())
     }
 
     /// The socket is gone: lets go of everything.

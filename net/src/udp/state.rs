@@ -82,7 +82,7 @@ impl State {
 
     /// Stops all that is under way. An error if datagrams wait that only this state has.
     pub(super) fn quiesce(&self) -> io::Result<()> {
-        if self.inbound.borrow_mut().stop() {
+        if self.inbound.borrow_mut().stop()? {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "the socket has received datagrams that nobody has taken yet: receive them first",
