@@ -130,8 +130,8 @@ impl<F: Family> Stream<F> {
     /// # Errors
     ///
     /// If bytes have been received and not read, or the socket has no room for what was written and
-    /// not sent: they would be lost. Also as [`detach`](Stream::detach). An error of an earlier send. The error
-    /// holds the stream.
+    /// not sent: they would be lost. An error of an earlier send. Also as [`detach`](Stream::detach).
+    /// The error holds the stream.
     pub fn into_std(self) -> Result<F::StdStream, DetachError<F>> {
         let ready = self.connection().and_then(|connection| connection.quiesce());
         if let Err(error) = ready {
