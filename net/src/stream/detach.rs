@@ -64,8 +64,8 @@ impl<F: Family> Stream<F> {
     ///
     /// # Errors
     ///
-    /// On another shard than the stream's, and if the kernel has so much else to do that it holds on
-    /// to the stream: try again. The error holds the stream.
+    /// On another shard than the stream's, and if the kernel has so much else to do that it holds
+    /// on to the stream: try again. The error holds the stream.
     pub fn detach(self) -> Result<Detached<F>, DetachError<F>> {
         let stopped = self.connection().and_then(|connection| connection.stop());
         let (unread, unsent) = match stopped {
@@ -130,8 +130,8 @@ impl<F: Family> Stream<F> {
     /// # Errors
     ///
     /// If bytes have been received and not read, or the socket has no room for what was written and
-    /// not sent: they would be lost. An error of an earlier send. Also as [`detach`](Stream::detach).
-    /// The error holds the stream.
+    /// not sent: they would be lost. An error of an earlier send. Also those of
+    /// [`detach`](Stream::detach). The error holds the stream.
     pub fn into_std(self) -> Result<F::StdStream, DetachError<F>> {
         let ready = self.connection().and_then(|connection| connection.quiesce());
         if let Err(error) = ready {
