@@ -163,8 +163,8 @@ each_driver! {
     }
 
     async fn a_sleeping_shard_is_parked_and_a_working_one_busy() {
-        // Each time is taken around the metrics that it bounds, as what else runs on the machine may
-        // hold this up anywhere.
+        // Each time is taken around the metrics that it bounds, as what else runs on the machine
+        // may hold this up anywhere.
         let start = Instant::now();
         let before = metrics();
         sleep(NAP).await;
