@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use annulus::Driver;
 use annulus::net::stream::Detached;
 use annulus::net::{Tcp, TcpStream, UnixStream};
 use annulus::time::timeout;
+use annulus::{Driver, Runtime};
 
 use common::bytes::{Cursor, Keyed, Numbers};
 use common::cut::{attempt, check_attempts, rationed_peer, streaming_peer};
@@ -198,6 +198,55 @@ each_driver! {
                 assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
             });
         });
+    }
+
+    fn bytes_that_are_given_up_leave_no_clean_end(driver: Driver) {
+        for way in [GivenUp::WithTheRuntime, GivenUp::AfterHalfAMinute, GivenUp::Detached] {
+            let paused = way == GivenUp::AfterHalfAMinute;
+            let builder = Runtime::builder().driver(driver).start_paused(paused);
+            let runtime = builder.build().unwrap();
+            let (go, told) = channel::<()>();
+            let (accepted, peer) = runtime.block_on(async {
+                let (mut stream, peer) = with_peer(move |mut stream| {
+                    told.recv().unwrap();
+                    let (mut cursor, mut some) = (Keyed(9).cursor(), [0; 1 << 16]);
+                    loop {
+                        match stream.read(&mut some) {
+                            Ok(0) => return (cursor.offset, None),
+                            Ok(count) => cursor.check(&some[..count]),
+                            Err(error) => return (cursor.offset, Some(error.kind())),
+                        }
+                    }
+                })
+                .await;
+                let mut accepted = 0;
+                loop {
+                    let bytes = Keyed(9).bytes(accepted, 4096);
+                    match timeout(Duration::from_millis(20), stream.write(&bytes)).await {
+                        Ok(count) => accepted += count.unwrap() as u64,
+                        Err(_elapsed) => break,
+                    }
+                }
+                match way {
+                    GivenUp::WithTheRuntime => drop(stream),
+                    GivenUp::Detached => drop(stream.detach().unwrap()),
+                    GivenUp::AfterHalfAMinute => {
+                        drop(stream);
+                        annulus::time::sleep(Duration::from_secs(31)).await;
+                        settle().await;
+                    }
+                }
+                (accepted, peer)
+            });
+            if way == GivenUp::WithTheRuntime {
+                drop(runtime);
+            }
+            go.send(()).unwrap();
+            let (received, end) = peer.join();
+            // The socket may have found room for all of it.
+            let expected = (received < accepted).then_some(ErrorKind::ConnectionReset);
+            assert_eq!(end, expected, "{way:?}: {received} of {accepted}");
+        }
     }
 
     // The kernel hands out some 20 answers at a time, and the end of this receive is the last.
@@ -489,6 +538,14 @@ each_driver! {
         Keyed(12).check(0, &wire[..prefix]);
         Keyed(13).check(0, &wire[prefix..]);
     }
+}
+
+/// When accepted bytes are sent no more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum GivenUp {
+    WithTheRuntime,
+    AfterHalfAMinute,
+    Detached,
 }
 
 /// What is between two runtimes belongs to none.

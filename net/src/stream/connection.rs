@@ -23,6 +23,8 @@ use super::inbound::{HELD, Inbound, Take, Unread};
 use super::outbound::{Attempt, By, Outbound, Unsent};
 use super::send::Held;
 use super::zero_copy::ZeroCopy;
+use crate::family::Family;
+use crate::sockets::set_linger;
 
 pub(crate) struct Connection {
     key: ResidentKey,
@@ -35,6 +37,8 @@ pub(crate) struct Connection {
     lingering: RefCell<Option<AbortHandle>>,
     /// Closed with a reset (`SO_LINGER` of zero): unsent bytes are not sent.
     abortive: Cell<bool>,
+    /// `SO_LINGER` means something here.
+    lingers: bool,
     _counted: Connected,
 }
 
@@ -49,15 +53,16 @@ const LINGER_TRIES: u32 = 30;
 
 impl Connection {
     /// Takes a connected socket to the current shard.
-    pub(crate) fn settle_in(fd: Rc<Fd>, short_read_empties: bool) -> io::Result<Homed<Connection>> {
+    pub(crate) fn settle_in<F: Family>(fd: Rc<Fd>) -> io::Result<Homed<Connection>> {
         Homed::new(|key| Connection {
             key,
-            inbound: RefCell::new(Inbound::new(Rc::clone(&fd), short_read_empties)),
+            inbound: RefCell::new(Inbound::new(Rc::clone(&fd), F::SHORT_READ_EMPTIES)),
             outbound: RefCell::new(Outbound::new(Rc::clone(&fd), key)),
             fd,
             fallen_short: Cell::new(None),
             lingering: RefCell::new(None),
             abortive: Cell::new(false),
+            lingers: F::LINGERS,
             _counted: Connected::new(),
         })
     }
@@ -252,10 +257,27 @@ impl Connection {
 
     /// The socket, when nothing is under way and nobody else holds the connection.
     pub(crate) fn into_fd(this: Rc<Connection>) -> Option<OwnedFd> {
-        let Connection { fd, inbound, outbound, .. } = Rc::into_inner(this)?;
-        drop((inbound, outbound));
+        let connection = Rc::into_inner(this)?;
+        let fd = Rc::clone(&connection.fd);
+        drop(connection);
         Fd::into_owned(fd).ok()
     }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let is_cut_off = self.outbound.get_mut().has_unsent() || self.fallen_short.take().is_some();
+        if self.lingers && is_cut_off {
+            reset_at_close(&*self.fd);
+        }
+    }
+}
+
+/// Has the close reset the connection: accepted bytes are given up, and an end would tell the peer
+/// that it has everything.
+pub(super) fn reset_at_close(socket: &impl AsFd) {
+    // A socket that refuses has no connection any more.
+    let _gone = set_linger(socket, Some(Duration::ZERO));
 }
 
 impl Resident for Connection {

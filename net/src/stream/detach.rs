@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use annulus_runtime::io::{check_runtime, send, set_nonblocking};
 use socket2::SockRef;
 
-use super::connection::close_elsewhere;
+use super::connection::{close_elsewhere, reset_at_close};
 use super::inbound::Unread;
 use super::outbound::Unsent;
 use super::{Connection, Stream};
@@ -17,7 +17,8 @@ use crate::family::Family;
 /// A connection without a shard: what [`Stream::detach`] makes and [`Stream::attach`] takes.
 ///
 /// It has what was received and not yet read, and what was written and not yet sent. Dropping it
-/// sends of that what the socket has room for, and closes the connection.
+/// sends of that what the socket has room for, and closes the connection: over TCP with a reset if
+/// that was not everything.
 pub struct Detached<F: Family> {
     /// Taken by `attach`, and by drop.
     parts: Option<Parts>,
@@ -164,8 +165,11 @@ impl<F: Family> Drop for Detached<F> {
     fn drop(&mut self) {
         if let Some(Parts { socket, unsent, .. }) = self.parts.take() {
             if !unsent.bytes.is_empty() {
-                // Nobody is left to be told that it did not fit, or that the peer is gone.
-                let _unheard = send(socket.as_fd(), &unsent.bytes);
+                // The peer is told if it did not fit: nobody else is left.
+                let sent = send(socket.as_fd(), &unsent.bytes);
+                if F::LINGERS && sent.ok() != Some(unsent.bytes.len()) {
+                    return reset_at_close(&socket);
+                }
             }
             let linger = SockRef::from(&socket).linger();
             if F::LINGERS && linger.is_ok_and(|linger| linger.is_some_and(|time| !time.is_zero())) {

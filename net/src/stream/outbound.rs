@@ -280,6 +280,11 @@ impl Outbound {
         self.unsent.is_empty() && !self.is_sending()
     }
 
+    /// True if bytes were accepted that the kernel has not taken.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.unsent_bytes() > 0
+    }
+
     fn is_sending(&self) -> bool {
         self.waiting.is_some() || self.quiet.is_some_and(|batch| !is_settled(batch))
     }
