@@ -1,5 +1,6 @@
 //! Refusals and limits of a process: what they cost is told with its name, and spoils nothing else.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -10,6 +11,7 @@ use annulus::net::{ListenerGroup, TcpStream};
 use annulus::task::yield_now;
 use annulus::time::{sleep, timeout};
 use annulus::{Driver, Runtime, Shard};
+use socket2::SockRef;
 
 use common::bytes::Keyed;
 use common::peer::{self, peer};
@@ -131,6 +133,32 @@ each_driver! {
                 let errors = told.expect("no byte is missing");
                 assert_eq!(errors > 0, driver == Driver::Epoll, "{errors} errors");
             }
+        });
+    }
+
+    #[alone]
+    #[deadline_s(60)]
+    fn a_lingering_close_without_a_thread_blocks_nobody(driver: Driver) {
+        in_own_process("a_lingering_close_without_a_thread_blocks_nobody", driver, || {
+            let took = common::runtime(driver).block_on(async {
+                let (listener, addr) = peer::listen();
+                let deaf = peer::connect(addr);
+                let ours = peer::accept(&listener);
+                SockRef::from(&ours).set_linger(Some(Duration::from_secs(15))).unwrap();
+                ours.set_nonblocking(true).unwrap();
+                while (&ours).write(&[1; 1 << 16]).is_ok() {}
+                let stream = TcpStream::from_std(ours).unwrap();
+                refuse_here(&[
+                    (libc::SYS_clone as u32, libc::EAGAIN),
+                    (libc::SYS_clone3 as u32, libc::EAGAIN),
+                ]);
+                let start = Instant::now();
+                drop(stream);
+                steps::settle().await;
+                drop(deaf);
+                start.elapsed()
+            });
+            assert!(took < Duration::from_secs(5), "{took:?}");
         });
     }
 

@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -330,7 +331,17 @@ pub(super) fn close_elsewhere(socket: OwnedFd) {
     if is_simulated(socket.as_fd()) {
         return drop(socket);
     }
-    // Without a thread the closure, and with it the socket, is dropped here: late, but closed.
-    let _refused =
-        std::thread::Builder::new().name("annulus-close".to_owned()).spawn(move || drop(socket));
+    let socket = Arc::new(Mutex::new(Some(socket)));
+    let for_thread = Arc::clone(&socket);
+    let thread = std::thread::Builder::new().name("annulus-close".to_owned());
+    if thread.spawn(move || drop(take(&for_thread))).is_err() {
+        if let Some(socket) = take(&socket) {
+            // Without a thread it is closed here, and must not block: the kernel goes on alone.
+            let _gone = set_linger(&socket, None);
+        }
+    }
+}
+
+fn take(socket: &Mutex<Option<OwnedFd>>) -> Option<OwnedFd> {
+    socket.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
