@@ -17,6 +17,30 @@ use common::steps::{Either, pair, poll_once, race, with_peer};
 mod common;
 
 each_driver! {
+    // Dropped elsewhere, it would give back what it holds too late.
+    async fn a_copy_stays_on_its_thread() {
+        // The inherent method exists for what is `Send` only, and then hides the trait's.
+        trait Bound {
+            fn stays(&self) -> bool {
+                true
+            }
+        }
+        struct Of<T>(T);
+        impl<T> Bound for Of<T> {}
+        impl<T: Send> Of<T> {
+            fn stays(&self) -> bool {
+                false
+            }
+        }
+        let (mut one, mut other) = annulus::net::UnixStream::pair().unwrap();
+        let copying = Of(copy(&mut one, &mut other));
+        assert!(copying.stays());
+        drop(copying);
+        let copying = Of(copy_bidirectional(&mut one, &mut other));
+        assert!(copying.stays());
+        assert!(!Of(7).stays(), "this takes everything for bound");
+    }
+
     async fn a_copy_passes_every_byte_on_and_leaves_the_writer_open() {
         let (mut from, source) =
             with_peer(|stream| send_unevenly(&stream, Keyed(1), 3_000_000)).await;

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::io::IoSlice;
+use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
 
 use annulus_runtime::LIMITS;
@@ -191,6 +192,9 @@ struct Direction<'a> {
     copied: u64,
     end: End,
     progress: Progress,
+    /// Dropped on another thread, it would give back what it holds by mail, and a read at home
+    /// could overtake that.
+    _stays: PhantomData<*const ()>,
 }
 
 /// What becomes of the writer when the reader has ended.
@@ -217,8 +221,8 @@ enum Step {
 
 impl<'a> Direction<'a> {
     fn new(from: &'a Homed<Connection>, to: &'a Homed<Connection>, end: End) -> Direction<'a> {
-        let held = Held::default();
-        Direction { from, to, held, copied: 0, end, progress: Progress::Copying }
+        let (held, progress) = (Held::default(), Progress::Copying);
+        Direction { from, to, held, copied: 0, end, progress, _stays: PhantomData }
     }
 
     /// Moves what has come, if there is room for it.
