@@ -1,6 +1,6 @@
 //! Peers: blocking standard-library sockets on threads of their own, with their own timeouts.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -80,13 +80,9 @@ impl<T> Future for Peer<T> {
 /// A blocking connection whose every call ends in time.
 #[track_caller]
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
-    loop {
-        match TcpStream::connect_timeout(&addr, patience()) {
-            // A signal says nothing of the server.
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            connected => return with_timeouts(connected.expect("connect to the server")),
-        }
-    }
+    // A signal says nothing of the server.
+    let connected = uninterrupted(|| TcpStream::connect_timeout(&addr, patience()));
+    with_timeouts(connected.expect("connect to the server"))
 }
 
 /// A listener of the standard library on a port of its own.
@@ -178,10 +174,14 @@ pub(crate) fn expect_closed(stream: &TcpStream) {
     }
 }
 
-/// One read, made again when a signal ends it: also a test's own thread may stand in a storm.
-fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    uninterrupted(|| stream.read(buffer))
+}
+
+/// One call, made again when a signal ends it: also a test's own thread may stand in a storm.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        match stream.read(buffer) {
+        match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             answer => return answer,
         }
