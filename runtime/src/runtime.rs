@@ -97,8 +97,9 @@ pub use outside::Outlook;
 ///   [`block_on`](Runtime::block_on). A future of `block_on` that forks and is then ready gives its
 ///   output in both.
 /// - **The child may build a new runtime** and do everything with it. As in every child of a
-///   program with threads, locks that other threads held at the fork (of the standard output, say)
-///   stay held: exec, or `_exit`, is the better course.
+///   program with threads, locks that other threads held at the fork stay held (of the standard
+///   output, say, or the one that the standard library takes where a thread starts or ends, for
+///   which the child's threads would wait): exec, or `_exit`, is the better course.
 /// - **A child that does not exec holds copies of the descriptors**: the peers of connections that
 ///   the parent has closed see no end, and ports stay in use, until it ends. The end of the
 ///   parent's runtime is as quick as ever, and the kernel writes to none of its memory afterwards.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use annulus::Driver;
 
@@ -345,6 +346,7 @@ impl Drop for Running {
 /// Only in tests that run alone: a child that prints waits for ever for a thread of another test
 /// that printed just then.
 pub(crate) fn fork() -> Option<Forked> {
+    let_threads_come_to_rest();
     // SAFETY: what the child does with what it has is what the test is about.
     match unsafe { libc::fork() } {
         -1 => panic!("fork failed: {}", io::Error::last_os_error()),
@@ -354,6 +356,27 @@ pub(crate) fn fork() -> Option<Forked> {
             None
         }
         pid => Some(Forked(pid)),
+    }
+}
+
+/// A thread that starts or ends holds a lock of the standard library's, for which every thread that
+/// a child makes would wait. So others have time to get by it; those that never rest hold none.
+fn let_threads_come_to_rest() {
+    const LOOKS_MAX: usize = 1000;
+    // SAFETY: the call takes and gives integers.
+    let this = unsafe { libc::gettid() }.to_string();
+    let rests = |task: io::Result<fs::DirEntry>| {
+        let task = task.expect("an entry");
+        // One that has ended meanwhile has no state.
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        task.file_name() == *this || state.is_none_or(|state| state == 'S')
+    };
+    for _ in 0..LOOKS_MAX {
+        if fs::read_dir("/proc/self/task").expect("read /proc/self/task").all(rests) {
+            return;
+        }
+        thread::yield_now();
     }
 }
 
