@@ -3,10 +3,10 @@
 
 use std::cell::Cell;
 use std::hint::black_box;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use annulus::stall::{Holder, Stall};
 use annulus::time::sleep;
 use annulus::{Driver, Runtime, Shard, on_each_shard, spawn, task};
 
-use common::process::{Running, fork_for, in_own_process, in_role, role, threads};
+use common::process::{fork_for, in_own_process, in_role, role, threads};
 use common::{Test, each_driver, slower};
 
 mod common;
@@ -371,8 +371,19 @@ mod the_environment_turns_it_on_and_the_report_is_printed {
         let name = "the_environment_turns_it_on_and_the_report_is_printed";
         let mut command = role(&format!("{name}::{driver}"));
         command.env("ANNULUS_STALL_MS", "20");
-        let (status, output, errors) = Running::start(command).finish();
-        assert!(status.success(), "{status}\n{output}\n{errors}");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // It is stalled until the report is there, however long names take to be found.
+        let last = if cfg!(feature = "backtrace") { "sleeps_right_here at " } else { "addr2line " };
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut errors = String::new();
+        while !errors.contains(last) {
+            errors += &lines.next().unwrap_or_else(|| panic!("no {last:?} in: {errors}"));
+            errors.push('\n');
+        }
+        drop(child.stdin.take());
+        errors.extend(lines.map(|line| line + "\n"));
+        assert!(child.wait().unwrap().success(), "{errors}");
         assert!(errors.contains("annulus: shard 0 has been stalled for "), "{errors}");
         assert!(errors.contains("\"sleeper\""), "{errors}");
         if cfg!(feature = "backtrace") {
@@ -392,10 +403,10 @@ mod the_environment_turns_it_on_and_the_report_is_printed {
     }
 }
 
-/// A hundred times as long as the limit.
+/// Until the one who has started this process ends its input.
 #[inline(never)]
 fn sleeps_right_here() {
-    thread::sleep(black_box(Duration::from_secs(2)));
+    std::io::stdin().read_to_end(&mut black_box(Vec::new())).unwrap();
     black_box(());
 }
 
