@@ -18,7 +18,7 @@ use crate::family::Family;
 ///
 /// It has what was received and not yet read, and what was written and not yet sent. Dropping it
 /// sends of that what the socket has room for, and closes the connection: over TCP with a reset if
-/// that was not everything.
+/// that was not everything, which also takes from the peer what the kernel had not sent by then.
 pub struct Detached<F: Family> {
     /// Taken by `attach`, and by drop.
     parts: Option<Parts>,

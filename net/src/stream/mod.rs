@@ -68,8 +68,8 @@ use crate::sockets;
 /// The stream works on the shard where it was made; elsewhere its methods give an error that says
 /// so. It may be dropped anywhere, and [moved](Stream::detach). Dropping it sends what is unsent,
 /// then FIN, and returns at once. A peer that does not take those bytes within 30 s, or 1 s when
-/// the runtime ends, loses them: over TCP it finds a reset behind what it got, over a Unix socket
-/// an end.
+/// the runtime ends, loses them, and over TCP what the kernel had not sent by then: it finds a
+/// reset behind what it got, over a Unix socket an end.
 ///
 /// # Examples
 ///
