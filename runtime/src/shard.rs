@@ -430,11 +430,11 @@ impl Shard {
 
     fn send_what_is_unsent(&self) {
         let deadline = sys::now() + self.config.drain_timeout;
-        while self.residents.any() && sys::now() < deadline {
+        loop {
             self.residents.write_out();
-            let patience = Some(Duration::from_millis(10));
+            let over = !self.residents.any() || sys::now() >= deadline;
             // What the kernel refuses to wait for is not sent.
-            if self.residents.any() && self.try_enter(Wait::AtMost(patience)).is_err() {
+            if over || self.try_enter(Wait::AtMost(Some(Duration::from_millis(10)))).is_err() {
                 return;
             }
         }

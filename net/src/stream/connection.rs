@@ -16,7 +16,7 @@ use annulus_runtime::io::{
     Connected, Fd, Homed, Release, Resident, ResidentKey, depart, mark_dirty, settle, within_budget,
 };
 use annulus_runtime::spawn;
-use annulus_runtime::task::AbortHandle;
+use annulus_runtime::task::{AbortHandle, yield_now};
 use annulus_runtime::time::sleep;
 use socket2::SockRef;
 
@@ -270,6 +270,8 @@ impl Drop for Connection {
         let is_cut_off = self.outbound.get_mut().has_unsent() || self.fallen_short.take().is_some();
         if self.lingers && is_cut_off {
             reset_at_close(&*self.fd);
+            // Such a close does not block, and nobody is to take the reset back.
+            self.fd.close_with(None);
         }
     }
 }
@@ -312,6 +314,8 @@ impl Resident for Connection {
                 // For want of something a send may have failed, and nobody is told.
                 mark_dirty(key);
             }
+            // What has just been sent is not given up: it is noticed at the end of this turn.
+            yield_now().await;
             depart(key);
         });
         self.lingering.replace(Some(limit.abort_handle()));
