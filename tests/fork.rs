@@ -1,6 +1,6 @@
 //! Forked children: they harm nobody, and can start anew.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::unix::process::CommandExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use annulus::net::{TcpListener, TcpStream};
 use annulus::runtime::{Fd, Interest, Op, Ready, not_ready};
 use annulus::task::{spawn_blocking, yield_now};
-use annulus::time::sleep;
+use annulus::time::{sleep, timeout};
 use annulus::{Driver, Runtime};
 
 use common::bytes::{Cursor, Keyed};
@@ -246,6 +246,52 @@ each_driver! {
         life_goes_on().await;
     }
 
+    // The child's copy has the bytes that are not sent, too, and shares the socket.
+    #[alone]
+    async fn a_stream_between_shards_that_a_child_drops_stays_its_parents() {
+        for full in [false, true] {
+            let (tell, told) = channel::<()>();
+            let (mut stream, peer) = with_peer(move |stream| {
+                told.recv().unwrap();
+                peer::expect_until_end(&stream, &mut Keyed(4).cursor())
+            })
+            .await;
+            let mut written = 0;
+            loop {
+                let bytes = Keyed(4).bytes(written, 4096);
+                match timeout(Duration::from_millis(20), stream.write(&bytes)).await {
+                    Ok(count) => written += count.unwrap() as u64,
+                    Err(_elapsed) => break,
+                }
+                if !full {
+                    break;
+                }
+            }
+            let copies = RefCell::new(Some(stream.detach().unwrap()));
+            fork_for(|| drop(copies.take().unwrap())).join();
+            let stream = TcpStream::attach(copies.take().unwrap()).unwrap();
+            assert_eq!(stream.linger().unwrap(), None, "the child has set what a close does");
+            drop(stream);
+            tell.send(()).unwrap();
+            assert_eq!(peer.await, written, "full: {full}");
+        }
+    }
+
+    #[alone]
+    async fn a_close_that_may_block_is_a_plain_one_in_a_child() {
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fd = Fd::new(stream.into());
+        fd.close_with(Some(|_closed| CLOSES.with(|closes| closes.set(closes.get() + 1))));
+        let copies = RefCell::new(Some(fd));
+        fork_for(|| {
+            drop(copies.take());
+            assert_eq!(CLOSES.get(), 0, "the child does what is its parent's to do");
+        })
+        .join();
+        drop(copies);
+        assert_eq!(CLOSES.take(), 1);
+    }
+
     #[alone]
     async fn a_job_that_forks_ends_well_in_the_parent_and_at_once_in_the_child() {
         let this = std::process::id();
@@ -364,6 +410,11 @@ each_driver! {
         }
         drop(std::net::TcpListener::bind(addr).unwrap());
     }
+}
+
+thread_local! {
+    /// How often a descriptor was closed in the way that it was to be.
+    static CLOSES: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Connections to an echo server, with bytes under way.

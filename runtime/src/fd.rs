@@ -30,6 +30,7 @@ pub struct Fd {
     registration: OnceCell<Registration>,
     /// Where to close a descriptor whose close may block (SO_LINGER).
     closer: Cell<Option<fn(OwnedFd)>>,
+    process: Process,
 }
 
 impl Fd {
@@ -40,6 +41,7 @@ impl Fd {
             owned: ManuallyDrop::new(owned),
             registration: OnceCell::new(),
             closer: Cell::new(None),
+            process: Process::current(),
         })
     }
 
@@ -49,7 +51,8 @@ impl Fd {
         self.owned.as_raw_fd()
     }
 
-    /// Has the descriptor closed by this function, for a close that may block.
+    /// Has the descriptor closed by this function, for a close that may block. Not in a forked
+    /// child, whose close is one of a copy.
     pub fn close_with(&self, closer: Option<fn(OwnedFd)>) {
         self.closer.set(closer);
     }
@@ -99,8 +102,8 @@ impl Drop for Fd {
         // SAFETY: this is the only place, and it runs once, that takes the descriptor out.
         let owned = unsafe { ManuallyDrop::take(&mut self.owned) };
         match self.closer.get() {
-            Some(close) => close(owned),
-            None => drop(owned),
+            Some(close) if self.process.is_current() => close(owned),
+            _ => drop(owned),
         }
     }
 }

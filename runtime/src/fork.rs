@@ -11,7 +11,7 @@
 //! 2. the loop, which may be further down the stack, finds that its shard is another process's
 //!    (`ShardId::is_ours`) before it polls a task, takes mail or enters the kernel;
 //! 3. values that may be used or dropped without a shard remember their [`Process`], where a lock,
-//!    a queue or a shared object is behind them: mailboxes, jobs, leases, registrations;
+//!    a queue or a shared object is behind them: mailboxes, jobs, leases, registrations, sockets;
 //! 4. what a whole process shares is made anew: [`PerProcess`];
 //! 5. a shard of the parent is never dropped, as that would unmap and close what it drove.
 //!
@@ -29,21 +29,49 @@ pub(crate) const NO_RUNTIME_SURVIVES: &str = "this process is a fork of the one 
 /// How many forks lie between this process and the first of its line.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Tells a process from those that it was forked from.
+/// Tells a process from those that it was forked from, once that one has had a runtime.
+///
+/// A child of `fork(2)` shares each socket with its parent. What has one remembers its process, so
+/// that its drop in a child does no more than close the child's descriptor.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::{Shutdown, TcpStream};
+///
+/// use annulus_runtime::io::Process;
+///
+/// struct Session {
+///     stream: TcpStream,
+///     process: Process,
+/// }
+///
+/// impl Drop for Session {
+///     fn drop(&mut self) {
+///         if self.process.is_current() {
+///             let _gone = self.stream.shutdown(Shutdown::Both);
+///         }
+///     }
+/// }
+///
+/// assert!(Process::current().is_current());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Process(u32);
+pub struct Process(u32);
 
 impl Process {
     /// The one that asks.
+    #[must_use]
     #[inline]
-    pub(crate) fn current() -> Process {
+    pub fn current() -> Process {
         // Relaxed: it changes only where there are no other threads.
         Process(FORKS.load(Ordering::Relaxed))
     }
 
     /// Whether this is the one that asks; otherwise that is a child of it, or a child's child.
+    #[must_use]
     #[inline]
-    pub(crate) fn is_current(self) -> bool {
+    pub fn is_current(self) -> bool {
         self == Process::current()
     }
 

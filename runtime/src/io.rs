@@ -12,6 +12,7 @@ pub use crate::datagrams::{Datagram, ReceiveDatagrams};
 pub use crate::driver::Batch;
 pub use crate::driver::operation::{Completion, Entry, MultishotOperation, Operation};
 pub use crate::fd::{Fd, Interest, set_nonblocking};
+pub use crate::fork::Process;
 pub use crate::multishot::Multishot;
 pub use crate::notice::notify;
 pub use crate::op::Op;

@@ -5,7 +5,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 
-use annulus_runtime::io::{check_runtime, send, set_nonblocking};
+use annulus_runtime::io::{Process, check_runtime, send, set_nonblocking};
 use socket2::SockRef;
 
 use super::connection::{close_elsewhere, reset_at_close};
@@ -19,6 +19,7 @@ use crate::family::Family;
 /// It has what was received and not yet read, and what was written and not yet sent. Dropping it
 /// sends of that what the socket has room for, and closes the connection: over TCP with a reset if
 /// that was not everything, which also takes from the peer what the kernel had not sent by then.
+/// A forked child that drops its copy closes that, and the connection stays its parent's.
 pub struct Detached<F: Family> {
     /// Taken by `attach`, and by drop.
     parts: Option<Parts>,
@@ -29,6 +30,8 @@ struct Parts {
     socket: OwnedFd,
     unread: Unread,
     unsent: Unsent,
+    /// Whose bytes these are to send.
+    process: Process,
 }
 
 impl<F: Family> Stream<F> {
@@ -74,7 +77,8 @@ impl<F: Family> Stream<F> {
             Err(error) => return Err(DetachError { stream: Some(self), error }),
         };
         let socket = self.into_socket()?;
-        Ok(Detached { parts: Some(Parts { socket, unread, unsent }), _family: PhantomData })
+        let parts = Parts { socket, unread, unsent, process: Process::current() };
+        Ok(Detached { parts: Some(parts), _family: PhantomData })
     }
 
     /// Takes a stream to the shard that runs here, where it goes on.
@@ -102,7 +106,7 @@ impl<F: Family> Stream<F> {
         let linger = check_runtime().and_then(|()| SockRef::from(&parts.socket).linger());
         match linger {
             Ok(linger) => {
-                let Parts { socket, unread, unsent } = parts;
+                let Parts { socket, unread, unsent, process: _ } = parts;
                 let stream = Stream::from_socket(socket, linger).expect("a runtime runs here");
                 stream.connection().expect("this is its shard").resume(unread, unsent);
                 Ok(stream)
@@ -163,18 +167,22 @@ impl<F: Family> Stream<F> {
 
 impl<F: Family> Drop for Detached<F> {
     fn drop(&mut self) {
-        if let Some(Parts { socket, unsent, .. }) = self.parts.take() {
-            if !unsent.bytes.is_empty() {
-                // The peer is told if it did not fit: nobody else is left.
-                let sent = send(socket.as_fd(), &unsent.bytes);
-                if F::LINGERS && sent.ok() != Some(unsent.bytes.len()) {
-                    return reset_at_close(&socket);
-                }
+        let Some(Parts { socket, unsent, process, .. }) = self.parts.take() else { return };
+        // A forked child shares the socket with its parent, which sends the bytes and sets what its
+        // own close is to do.
+        if !process.is_current() {
+            return;
+        }
+        if !unsent.bytes.is_empty() {
+            // The peer is told if it did not fit: nobody else is left.
+            let sent = send(socket.as_fd(), &unsent.bytes);
+            if F::LINGERS && sent.ok() != Some(unsent.bytes.len()) {
+                return reset_at_close(&socket);
             }
-            let linger = SockRef::from(&socket).linger();
-            if F::LINGERS && linger.is_ok_and(|linger| linger.is_some_and(|time| !time.is_zero())) {
-                close_elsewhere(socket);
-            }
+        }
+        let linger = SockRef::from(&socket).linger();
+        if F::LINGERS && linger.is_ok_and(|linger| linger.is_some_and(|time| !time.is_zero())) {
+            close_elsewhere(socket);
         }
     }
 }
@@ -182,7 +190,7 @@ impl<F: Family> Drop for Detached<F> {
 impl<F: Family> fmt::Debug for Detached<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("Detached");
-        if let Some(Parts { socket, unread, unsent }) = &self.parts {
+        if let Some(Parts { socket, unread, unsent, process: _ }) = &self.parts {
             fields
                 .field("fd", socket)
                 .field("unread_bytes", &unread.bytes.len())
