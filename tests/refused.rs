@@ -1,9 +1,10 @@
 //! Refusals and limits of a process: what they cost is told with its name, and spoils nothing else.
 
+use std::future::pending;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,28 @@ each_driver! {
                 let errors = told.expect("no byte is missing");
                 assert_eq!(errors > 0, driver == Driver::Epoll, "{errors} errors");
             }
+        });
+    }
+
+    // No call follows that would try again.
+    #[alone]
+    #[deadline_s(60)]
+    fn what_a_shortage_has_kept_back_is_sent_without_a_call(driver: Driver) {
+        in_own_process("what_a_shortage_has_kept_back_is_sent_without_a_call", driver, || {
+            for finished in [false, true] {
+                let quiet = thread::spawn(move || is_quiet_while_short(driver, finished));
+                quiet.join().expect("all arrives");
+            }
+        });
+    }
+
+    #[alone]
+    #[deadline_s(60)]
+    fn the_end_of_a_runtime_sends_what_a_shortage_has_kept_back(driver: Driver) {
+        let name = "the_end_of_a_runtime_sends_what_a_shortage_has_kept_back";
+        in_own_process(name, driver, || {
+            let ended = thread::spawn(move || ends_while_short(driver));
+            ended.join().expect("all arrives");
         });
     }
 
@@ -276,20 +299,7 @@ fn writes_while_short(driver: Driver, dropped: bool) -> u32 {
             peer::expect_until_end(&stream, &mut Keyed(7).cursor())
         })
         .await;
-        refuse_here(&[(libc::SYS_epoll_ctl as u32, libc::ENOSPC)]);
-        let (mut accepted, mut errors) = (0, 0);
-        while errors < 5 {
-            let bytes = Keyed(7).bytes(accepted, 4096);
-            match timeout(Duration::from_millis(100), stream.write(&bytes)).await {
-                Ok(Ok(count)) => accepted += count as u64,
-                Ok(Err(error)) => {
-                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
-                    errors += 1;
-                }
-                Err(_elapsed) => break,
-            }
-            yield_now().await;
-        }
+        let (accepted, errors) = fill_while_short(&mut stream).await;
         go.send(()).unwrap();
         if dropped {
             drop(stream);
@@ -301,6 +311,84 @@ fn writes_while_short(driver: Driver, dropped: bool) -> u32 {
         assert_eq!(peer.await, accepted);
         errors
     })
+}
+
+/// Writes until no more is accepted, on epoll because the descriptor cannot be watched. Answers how
+/// much was, and how many errors there were.
+async fn fill_while_short(stream: &mut TcpStream) -> (u64, u32) {
+    refuse_here(&[(libc::SYS_epoll_ctl as u32, libc::ENOSPC)]);
+    let (mut accepted, mut errors) = (0, 0);
+    while errors < 5 {
+        let bytes = Keyed(7).bytes(accepted, 4096);
+        match timeout(Duration::from_millis(100), stream.write(&bytes)).await {
+            Ok(Ok(count)) => accepted += count as u64,
+            Ok(Err(error)) => {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                errors += 1;
+            }
+            Err(_elapsed) => break,
+        }
+        yield_now().await;
+    }
+    (accepted, errors)
+}
+
+fn is_quiet_while_short(driver: Driver, finished: bool) {
+    common::runtime(driver).block_on(async {
+        let (go, told) = channel();
+        let (mut stream, peer) = with_peer(move |stream| {
+            let accepted = told.recv().unwrap();
+            peer::expect(&stream, &mut Keyed(7).cursor(), accepted);
+            if finished {
+                peer::expect_end(&stream);
+            }
+        })
+        .await;
+        let (accepted, _) = fill_while_short(&mut stream).await;
+        let (reader, writer) = stream.into_split();
+        let writer = (!finished).then_some(writer);
+        // What the last error has had tried again has failed too.
+        steps::settle().await;
+        go.send(accepted as usize).unwrap();
+        peer.await;
+        drop((reader, writer));
+    });
+}
+
+/// Tells a peer how much was accepted, when its task is dropped.
+struct ToldAtEnd(Sender<u64>, u64);
+
+impl Drop for ToldAtEnd {
+    fn drop(&mut self) {
+        self.0.send(self.1).expect("the peer waits");
+    }
+}
+
+fn ends_while_short(driver: Driver) {
+    let (at_end, told) = channel();
+    let shard = process::thread_id();
+    let runtime = common::runtime(driver);
+    let peer = runtime.block_on(async {
+        let (mut stream, peer) = with_peer(move |stream| {
+            let accepted: u64 = told.recv().unwrap();
+            // Until the first try is over, and the shard waits: for longer than a lock is held.
+            while !(0..20).all(|_look| process::rests(shard)) {
+                thread::yield_now();
+            }
+            assert_eq!(peer::expect_until_end(&stream, &mut Keyed(7).cursor()), accepted);
+        })
+        .await;
+        let (accepted, _) = fill_while_short(&mut stream).await;
+        annulus::spawn(async move {
+            let _stream = stream;
+            let _told = ToldAtEnd(at_end, accepted);
+            pending::<()>().await;
+        });
+        steps::settle().await;
+        peer
+    });
+    drop(runtime);
+    peer.join();
 }
 
 #[test]

@@ -426,8 +426,7 @@ impl Storm {
         action.sa_sigaction = ignore as *const () as usize;
         // SAFETY: the pointers are to a whole sigaction and to nothing; the handler does nothing.
         unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
-        // SAFETY: the call takes nothing and cannot fail.
-        let target = unsafe { libc::gettid() };
+        let target = process::thread_id();
         let over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&over);
         let thread = thread::spawn(move || {

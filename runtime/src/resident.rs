@@ -319,13 +319,22 @@ impl Residents {
     }
 
     /// At the shard's end: as if every handle had been dropped.
-    pub(crate) fn release_all(&self) {
-        let keys: Vec<(usize, u64)> =
-            self.places.borrow().iter().map(|(index, place)| (index, place.generation)).collect();
-        let Some(shard) = shard::try_current() else { return };
-        for (index, generation) in keys {
-            self.release(ResidentKey { shard: shard.id, index: index as u32, generation });
-        }
+    pub(crate) fn release_all(&self, shard: ShardId) {
+        self.keys(shard).into_iter().for_each(|key| self.release(key));
+    }
+
+    pub(crate) fn mark_all(&self, shard: ShardId) {
+        self.keys(shard).into_iter().for_each(|key| self.mark_dirty(key));
+    }
+
+    fn keys(&self, shard: ShardId) -> Vec<ResidentKey> {
+        let places = self.places.borrow();
+        let key = |(index, place): (usize, &Place)| ResidentKey {
+            shard,
+            index: index as u32,
+            generation: place.generation,
+        };
+        places.iter().map(key).collect()
     }
 
     pub(crate) fn any(&self) -> bool {

@@ -4,6 +4,7 @@
 //! The turn, in order: run ready tasks (a budget), take the mail, let dirty residents write out,
 //! enter the kernel once (and wait there if nothing is ready), hand out what arrived, fire timers.
 
+mod end;
 mod outside;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -404,40 +405,6 @@ impl Shard {
         }
         self.budget.set(left - 1);
         Poll::Ready(())
-    }
-
-    /// Ends everything on this shard: tasks, sockets, timers, operations in flight.
-    pub(crate) fn close(self: &Rc<Self>) {
-        let _current = Entered::new(self);
-        let _at_work = self.executor.enter();
-        lock_registry().remove(&self.id);
-        self.executor.close();
-        self.residents.release_all();
-        self.send_what_is_unsent();
-        self.residents.clear();
-        let mut wakers = Vec::new();
-        self.timers.borrow_mut().drain(&mut wakers);
-        timers::drop_all(wakers);
-        let drained = self.driver.drain(self.config.drain_timeout, |work| self.hand_out(work));
-        self.publish();
-        self.meter.end();
-        if !drained {
-            // The kernel may still write to what operations own. A shard that stays reachable
-            // keeps them, also those whose future is dropped later.
-            std::mem::forget(Rc::clone(self));
-        }
-    }
-
-    fn send_what_is_unsent(&self) {
-        let deadline = sys::now() + self.config.drain_timeout;
-        loop {
-            self.residents.write_out();
-            let over = !self.residents.any() || sys::now() >= deadline;
-            // What the kernel refuses to wait for is not sent.
-            if over || self.try_enter(Wait::AtMost(Some(Duration::from_millis(10)))).is_err() {
-                return;
-            }
-        }
     }
 }
 

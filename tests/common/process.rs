@@ -363,14 +363,10 @@ pub(crate) fn fork() -> Option<Forked> {
 /// a child makes would wait. So others have time to get by it; those that never rest hold none.
 fn let_threads_come_to_rest() {
     const LOOKS_MAX: usize = 1000;
-    // SAFETY: the call takes and gives integers.
-    let this = unsafe { libc::gettid() }.to_string();
+    let this = thread_id();
     let rests = |task: io::Result<fs::DirEntry>| {
-        let task = task.expect("an entry");
-        // One that has ended meanwhile has no state.
-        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-        task.file_name() == *this || state.is_none_or(|state| state == 'S')
+        let id = task.expect("an entry").file_name().to_string_lossy().parse().expect("an id");
+        id == this || rests(id)
     };
     for _ in 0..LOOKS_MAX {
         if fs::read_dir("/proc/self/task").expect("read /proc/self/task").all(rests) {
@@ -378,6 +374,19 @@ fn let_threads_come_to_rest() {
         }
         thread::yield_now();
     }
+}
+
+/// This thread, as the kernel numbers it.
+pub(crate) fn thread_id() -> libc::pid_t {
+    // SAFETY: the call takes and gives integers.
+    unsafe { libc::gettid() }
+}
+
+/// Whether that thread of this process waits in the kernel, or has ended.
+pub(crate) fn rests(thread: libc::pid_t) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    state.is_none_or(|state| state == 'S')
 }
 
 /// Does this in a child that ends with it.

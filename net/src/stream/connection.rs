@@ -49,9 +49,6 @@ type ShortSend = (Vec<u8>, io::Result<usize>);
 /// How long the unsent bytes (64 KiB at most) of a stream that is gone wait for its peer.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
-/// How often sends are tried again meanwhile that have failed for a shortage.
-const LINGER_TRIES: u32 = 30;
-
 impl Connection {
     /// Takes a connected socket to the current shard.
     pub(crate) fn settle_in<F: Family>(fd: Rc<Fd>) -> io::Result<Homed<Connection>> {
@@ -309,11 +306,7 @@ impl Resident for Connection {
         }
         let key = self.key;
         let limit = spawn(async move {
-            for _ in 0..LINGER_TRIES {
-                sleep(LINGER_MAX / LINGER_TRIES).await;
-                // For want of something a send may have failed, and nobody is told.
-                mark_dirty(key);
-            }
+            sleep(LINGER_MAX).await;
             // What has just been sent is not given up: it is noticed at the end of this turn.
             yield_now().await;
             depart(key);

@@ -219,7 +219,8 @@ impl<F: Family> Stream<F> {
     ///
     /// The connection's, also of earlier bytes: `BrokenPipe` or `ConnectionReset` once the peer is
     /// gone. Never SIGPIPE. For a shortage (`ENOSPC`, `ENOBUFS`, `ENOMEM`) too, also of an earlier
-    /// send: what was accepted is kept then, and the next call tries again.
+    /// send: what was accepted is kept then, and the next call tries again, or the runtime does
+    /// within about a second.
     ///
     /// # Cancel safety
     ///

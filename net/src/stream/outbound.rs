@@ -11,6 +11,7 @@
 
 mod handed;
 mod lost;
+mod pause;
 
 use std::future::Future;
 use std::io;
@@ -31,6 +32,7 @@ use annulus_runtime::io::{
 pub(super) use self::handed::By;
 use self::handed::Handed;
 use self::lost::Lost;
+use self::pause::Pause;
 use super::send::{Send, Sent};
 use super::zero_copy::{Waiting, ZeroCopy};
 use crate::notice::Notice;
@@ -57,6 +59,8 @@ pub(super) struct Outbound {
     moving: bool,
     /// What a send that nobody waited for has failed with.
     error: Option<io::Error>,
+    /// Behind a send that has failed for a shortage.
+    pause: Pause,
     /// How the connection was lost, if a send has heard of it: the kernel tells that only once.
     lost: Lost,
     /// The task that waits for room or for everything to be sent.
@@ -112,6 +116,7 @@ impl Outbound {
             zero_copy: ZeroCopy::at_first(),
             moving: false,
             error: None,
+            pause: Pause::default(),
             lost: Lost::default(),
             waiter: None,
             closing: Closing::Open,
@@ -305,10 +310,11 @@ impl Outbound {
         self.lost.end(&self.fd)
     }
 
-    /// Reports what went wrong before.
+    /// Reports what went wrong before. Who is told has what was kept back tried again.
     fn check(&mut self) -> io::Result<()> {
-        self.collect();
-        self.error.take().map_or(Ok(()), Err)
+        let Some(error) = self.take_error() else { return Ok(()) };
+        self.pause.end(self.key);
+        Err(error)
     }
 
     fn check_open(&self) -> io::Result<()> {
@@ -332,9 +338,7 @@ impl Outbound {
     #[must_use = "the waker must be woken, or its task waits for ever"]
     pub(super) fn write_out(&mut self) -> Option<Waker> {
         self.collect();
-        // What has just failed is tried again by the next call, or later if none will come.
-        let failed = if self.released { self.error.take().is_some() } else { self.error.is_some() };
-        if !failed && !self.unsent.is_empty() && !self.is_sending() {
+        if !self.pause.is_on() && !self.unsent.is_empty() && !self.is_sending() {
             self.start();
         }
         if self.closing == Closing::WhenSent && self.is_idle() {
@@ -437,9 +441,11 @@ impl Outbound {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) if passes(&error) => {
-                // Accepted is accepted: the next call is told, and tries again.
+                // Accepted is accepted: the next call is told, and tries again, or else a pause
+                // does when it ends.
                 self.error = Some(error);
-                return self.put_back(buffer, start);
+                self.put_back(buffer, start);
+                return self.pause.begin(self.key);
             }
             Err(error) => {
                 self.lost.note(&error);
@@ -448,6 +454,7 @@ impl Outbound {
                 return;
             }
         };
+        self.pause.end(self.key);
         let start = start + count;
         if start == buffer.len() {
             give_back(buffer);
@@ -502,6 +509,7 @@ impl Outbound {
             }
             answer => answer?,
         };
+        self.pause.end(self.key);
         let own = count.min(self.unsent.len());
         self.unsent.drain(..own);
         if self.unsent.is_empty() {
