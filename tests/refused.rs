@@ -368,7 +368,8 @@ fn ends_while_short(driver: Driver) {
     let (at_end, told) = channel();
     let shard = process::thread_id();
     let runtime = common::runtime(driver);
-    let peer = runtime.block_on(async {
+    let mut at_work = None;
+    runtime.block_on(async {
         let (mut stream, peer) = with_peer(move |stream| {
             let accepted: u64 = told.recv().unwrap();
             // Until the first try is over, and the shard waits: for longer than a lock is held.
@@ -385,10 +386,10 @@ fn ends_while_short(driver: Driver) {
             pending::<()>().await;
         });
         steps::settle().await;
-        peer
+        at_work = Some(peer);
     });
     drop(runtime);
-    peer.join();
+    at_work.expect("the peer").join();
 }
 
 #[test]
