@@ -10,7 +10,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use annulus::net::{TcpListener, TcpStream};
+use annulus::net::{TcpListener, TcpStream, UdpSocket};
 use annulus::runtime::{Fd, Interest, Op, Ready, not_ready};
 use annulus::task::yield_now;
 use annulus::time::{sleep, timeout};
@@ -218,6 +218,69 @@ each_driver! {
         assert_eq!(peer.await, offset + 1000);
     }
 
+    #[alone]
+    #[deadline_s(60)]
+    async fn a_udp_socket_beside_thousands_of_answers_is_given_away_or_back() {
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for bytes in [100, 10_000] {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let addr = socket.local_addr().unwrap();
+            let (datagram, mut buffer) = (Keyed(2).bytes(0, bytes), vec![0; bytes]);
+            // Where they are so large, the kernel is soon left with a poll instead of a receive.
+            for _ in 0..10 {
+                let mut receiving = pin!(socket.recv(&mut buffer));
+                assert!(poll_once(receiving.as_mut()).await.is_pending());
+                peer.send_to(&datagram, addr).unwrap();
+                assert_eq!(receiving.await.unwrap(), bytes);
+            }
+            assert!(poll_once(pin!(socket.recv(&mut buffer)).as_mut()).await.is_pending());
+            let left = beside_thousands_of_answers(|| socket.into_std()).await;
+            let socket = match left {
+                Ok(socket) => UdpSocket::from_std(socket).unwrap(),
+                Err(refused) => {
+                    assert!(refused.to_string().contains("try again"), "unclear: {refused}");
+                    refused.into_socket().expect("the socket is whole")
+                }
+            };
+            peer.send_to(&datagram, addr).unwrap();
+            assert_eq!(within(socket.recv(&mut buffer)).await.unwrap(), bytes);
+            assert_eq!(buffer, datagram);
+            let socket = socket.into_std().expect("an idle socket");
+            assert_eq!(socket.local_addr().unwrap(), addr);
+        }
+    }
+
+    #[alone]
+    #[deadline_s(60)]
+    async fn a_listener_beside_thousands_of_answers_is_given_away_or_back() {
+        let (listener, addr) = listen().await;
+        assert!(poll_once(pin!(listener.accept()).as_mut()).await.is_pending());
+        let left = beside_thousands_of_answers(|| listener.into_std()).await;
+        let listener = match left {
+            Ok(listener) => TcpListener::from_std(listener).unwrap(),
+            Err(refused) => {
+                assert!(refused.to_string().contains("try again"), "unclear: {refused}");
+                refused.into_socket().expect("the listener is whole")
+            }
+        };
+        let client = peer(move || peer::connect(addr)).await;
+        let (stream, from) = within(listener.accept()).await.unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
+        drop((stream, client));
+        let listener = listener.into_std().expect("an idle listener");
+        assert_eq!(listener.local_addr().unwrap(), addr);
+    }
+
+    fn a_listener_is_given_back_where_it_does_not_live(driver: Driver) {
+        let home = common::runtime(driver);
+        let (listener, addr) = home.block_on(listen());
+        let refused = listener.into_std().unwrap_err();
+        let listener = refused.into_socket().expect("the listener is whole");
+        let client = peer::connect(addr);
+        home.block_on(async { listener.accept().await.map(drop).unwrap() });
+        drop(client);
+    }
+
     async fn sockets_given_to_the_standard_library_block_and_close_on_exec() {
         let (mut stream, peer) = with_peer(|stream| stream).await;
         let _peer = peer.await;
@@ -235,6 +298,31 @@ each_driver! {
             assert_ne!(flags & libc::FD_CLOEXEC, 0, "a child program would inherit it");
         }
     }
+}
+
+/// Does this while thousands of answers wait in the kernel, which hands out some 20 at a time: what
+/// it is asked now it answers last.
+async fn beside_thousands_of_answers<T>(work: impl FnOnce() -> T) -> T {
+    let (mut streams, far): (Vec<_>, Vec<_>) = (0..3000)
+        .map(|_| UnixStream::pair().unwrap())
+        .map(|(near, far)| (annulus::net::UnixStream::from_std(near).unwrap(), far))
+        .unzip();
+    for stream in &mut streams {
+        assert!(poll_once(pin!(stream.read(&mut [0; 8])).as_mut()).await.is_pending());
+    }
+    settle().await;
+    // In one poll with the work, so that none is taken before it.
+    let writing = peer(move || {
+        far.iter().for_each(|mut far| far.write_all(b"some").unwrap());
+        far
+    });
+    let _far = writing.join();
+    work()
+}
+
+/// Fails rather than waits for ever.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(peer::patience(), future).await.expect("it hangs")
 }
 
 // Started under strace by no_descriptor_is_closed_twice.

@@ -14,6 +14,7 @@
 //! | `udp/name`, `udp/offload` | what comes with a datagram: addresses, lengths of segments |
 //! | `sockets` | TCP sockets before they are streams or listeners, real or simulated |
 //! | `operations` | accept and connect, as entries and as system calls |
+//! | `into_std` | why a listener or a UDP socket could not go to the standard library |
 //! | `memory` | what receives write to |
 //! | `traits/` | the traits of tokio, futures and hyper, a feature each |
 //! | `addr` | what can be turned into socket addresses |
@@ -29,6 +30,7 @@ mod family;
 #[doc(hidden)]
 pub mod fuzzing;
 mod group;
+mod into_std;
 pub mod io;
 mod listener;
 mod memory;
@@ -47,6 +49,7 @@ pub mod unix;
 pub use addr::ToSocketAddrs;
 pub use family::{Family, Tcp, Unix};
 pub use group::{ListenerGroup, Placement};
+pub use into_std::IntoStdError;
 pub use listener::{Accepting, Incoming, Listener};
 pub use stream::{AttachError, DetachError, Detached, Stream, ZeroCopy};
 pub use tcp::{ListenOptions, TcpListener, TcpStream};

@@ -21,6 +21,7 @@ use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
 
 use crate::family::Family;
+use crate::into_std::IntoStdError;
 use crate::operations::Accept;
 use crate::shortage::is_shortage;
 use crate::stream::Stream;
@@ -127,16 +128,29 @@ impl<F: Family> Listener<F> {
     ///
     /// # Errors
     ///
-    /// On another shard than the listener's. Connections that had been accepted and wait to be
-    /// handed out are closed.
-    pub fn into_std(self) -> io::Result<F::StdListener> {
-        let state = self.state.take().map_err(|(_, error)| error)?;
-        state.stop();
-        let busy = || io::Error::other("the listener is in use by an accept");
-        let fd = Rc::into_inner(state).ok_or_else(busy)?.fd;
-        let socket = Fd::into_owned(fd).map_err(|_| busy())?;
-        set_nonblocking(socket.as_fd(), false)?;
-        Ok(socket.into())
+    /// On another shard than the listener's, and if the kernel has so much else to do that it holds
+    /// on to the listener: try again. The error holds the listener, which goes on. Otherwise
+    /// connections that had been accepted and wait to be handed out are closed.
+    pub fn into_std(self) -> Result<F::StdListener, IntoStdError<Listener<F>>> {
+        let ended = self.state.get().and_then(|state| state.end());
+        if let Err(error) = ended {
+            return Err(IntoStdError::new(self, error));
+        }
+        let Listener { state, waiters, _family } = self;
+        let state = match state.take() {
+            Ok(state) => state,
+            Err((state, error)) => {
+                return Err(IntoStdError::new(Listener { state, waiters, _family }, error));
+            }
+        };
+        let busy = || io::Error::other("the listener is still held by an operation");
+        Listening::into_fd(state)
+            .ok_or_else(busy)
+            .and_then(|socket| {
+                set_nonblocking(socket.as_fd(), false)?;
+                Ok(socket.into())
+            })
+            .map_err(IntoStdError::broken)
     }
 }
 
@@ -221,11 +235,31 @@ impl Listening {
     /// Ends the accept in the kernel before this returns, so that the port is free when the
     /// descriptor is closed.
     fn stop(&self) {
-        let accepting = self.accepting.borrow_mut().take();
-        if let Some(mut accepting) = accepting {
+        if self.end().is_err() {
+            // It ends a little later.
+            drop(self.accepting.take());
+            self.waiters.wake_by_ref();
+        }
+    }
+
+    /// As [`stop`](Self::stop). An error if the kernel has too much else to do to end the accept
+    /// soon; the listener goes on then.
+    fn end(&self) -> io::Result<()> {
+        if let Some(mut accepting) = self.accepting.take() {
             accepting.stop_now();
+            if accepting.is_armed() {
+                *self.accepting.borrow_mut() = Some(accepting);
+                return Err(io::Error::other("the kernel holds on to the listener: try again"));
+            }
         }
         self.waiters.wake_by_ref();
+        Ok(())
+    }
+
+    /// The socket, when nothing is under way and nobody else holds the state.
+    fn into_fd(this: Rc<Listening>) -> Option<OwnedFd> {
+        let Listening { fd, .. } = Rc::into_inner(this)?;
+        Fd::into_owned(fd).ok()
     }
 }
 

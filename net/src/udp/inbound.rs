@@ -25,6 +25,9 @@ use super::name::{NAME_BYTES, socket_addr};
 use super::offload::{CONTROL_BYTES, joined_segment_bytes};
 use crate::memory::copy;
 
+/// Why a socket cannot leave its shard yet.
+pub(super) const HELD: &str = "the kernel holds on to the socket: try again";
+
 pub(super) struct Inbound {
     fd: Rc<Fd>,
     /// Datagrams that the kernel has handed over and nobody has taken: come before all others.
@@ -263,11 +266,16 @@ impl Inbound {
         if let Way::Pooled(pooled) = &mut self.way {
             pooled.stop_now();
             if pooled.is_armed() {
-                return Err(io::Error::other("the kernel holds on to the socket: try again"));
+                return Err(io::Error::other(HELD));
             }
         }
         self.collect();
         Ok(!self.waiting.is_empty())
+    }
+
+    /// How often this holds the descriptor when nothing is under way.
+    pub(super) fn descriptors(&self) -> usize {
+        1 + usize::from(matches!(self.way, Way::Pooled(_)))
     }
 
     /// The socket is gone: lets go of everything.

@@ -13,4 +13,4 @@ mod state;
 
 pub use offload::Segments;
 pub use options::UdpOptions;
-pub use socket::{IntoStdError, UdpSocket};
+pub use socket::UdpSocket;

@@ -19,6 +19,7 @@ use super::options::UdpOptions;
 use super::outbound::Outgoing;
 use super::state::State;
 use crate::addr::{ToSocketAddrs, internet_address, resolve, resolve_first};
+use crate::into_std::IntoStdError;
 use crate::memory::memory_of;
 
 /// A UDP socket.
@@ -132,19 +133,19 @@ impl UdpSocket {
     /// # Errors
     ///
     /// If datagrams have been received ahead and not taken: they would be lost. Also an error of
-    /// earlier sends that was not yet reported, and on another shard than the socket's. The error
-    /// holds the socket, which goes on.
-    pub fn into_std(self) -> Result<std::net::UdpSocket, IntoStdError> {
+    /// earlier sends that was not yet reported; on another shard than the socket's; and if the
+    /// kernel has so much else to do that it holds on to the socket: try again. The error holds the
+    /// socket, which goes on.
+    pub fn into_std(self) -> Result<std::net::UdpSocket, IntoStdError<UdpSocket>> {
         let ready = self.state.get().and_then(|state| state.quiesce());
         if let Err(error) = ready {
-            return Err(IntoStdError { socket: Some(self), error });
+            return Err(IntoStdError::new(self, error));
         }
         let UdpSocket { state, receivers, senders } = self;
         let state = match state.take() {
             Ok(state) => state,
             Err((state, error)) => {
-                let socket = Some(UdpSocket { state, receivers, senders });
-                return Err(IntoStdError { socket, error });
+                return Err(IntoStdError::new(UdpSocket { state, receivers, senders }, error));
             }
         };
         let busy = || io::Error::other("the socket is still held by an operation");
@@ -154,7 +155,7 @@ impl UdpSocket {
                 set_nonblocking(socket.as_fd(), false)?;
                 Ok(socket.into())
             })
-            .map_err(|error| IntoStdError { socket: None, error })
+            .map_err(IntoStdError::broken)
     }
 
     /// Sets the peer: what [`send`](UdpSocket::send) sends to, and the only one from whom datagrams
@@ -391,37 +392,4 @@ impl fmt::Debug for UdpSocket {
 
 pub(super) fn peer_of(received: &Received) -> io::Result<SocketAddr> {
     received.peer.ok_or_else(|| io::Error::other("the datagram came without an internet address"))
-}
-
-/// Why a socket could not be given to the standard library. Holds the socket, unless it is broken.
-#[derive(Debug)]
-pub struct IntoStdError {
-    socket: Option<UdpSocket>,
-    error: io::Error,
-}
-
-impl IntoStdError {
-    /// The socket, as it was.
-    #[must_use]
-    pub fn into_socket(self) -> Option<UdpSocket> {
-        self.socket
-    }
-}
-
-impl fmt::Display for IntoStdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl std::error::Error for IntoStdError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
-    }
-}
-
-impl From<IntoStdError> for io::Error {
-    fn from(error: IntoStdError) -> io::Error {
-        error.error
-    }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use annulus_runtime::io::{Fd, Homed, Release, Resident, Waiters, settle, within_budget};
 use socket2::SockRef;
 
-use super::inbound::{Inbound, Received, Take};
+use super::inbound::{HELD, Inbound, Received, Take};
 use super::outbound::{Outbound, Outgoing};
 
 pub(super) struct State {
@@ -80,7 +80,8 @@ impl State {
         if met.is_some() { Ok(met) } else { self.socket().take_error() }
     }
 
-    /// Stops all that is under way. An error if datagrams wait that only this state has.
+    /// Stops all that is under way. An error if datagrams wait that only this state has, and if the
+    /// kernel has too much else to do to let go of the descriptor soon; the socket goes on then.
     pub(super) fn quiesce(&self) -> io::Result<()> {
         if self.inbound.borrow_mut().stop()? {
             return Err(io::Error::new(
@@ -88,22 +89,31 @@ impl State {
                 "the socket has received datagrams that nobody has taken yet: receive them first",
             ));
         }
-        match self.inbound.borrow_mut().take_error() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        if let Some(error) = self.inbound.borrow_mut().take_error() {
+            return Err(error);
         }
+        self.outbound.borrow_mut().release();
+        let own = 2 + self.inbound.borrow().descriptors();
+        if self.is_let_go(own) { Ok(()) } else { Err(io::Error::other(HELD)) }
+    }
+
+    /// Waits until nobody else holds the descriptor. False if that takes too long.
+    fn is_let_go(&self, own: usize) -> bool {
+        let is_let_go = || Rc::strong_count(&self.fd) <= own;
+        settle(is_let_go);
+        is_let_go()
     }
 
     /// Ends what is in flight, and waits until the kernel has let go of the descriptor.
     fn let_go(&self) {
         self.inbound.borrow_mut().release();
         self.outbound.borrow_mut().release();
-        settle(|| Rc::strong_count(&self.fd) <= HOLDERS);
+        // What cannot be ended soon is closed when it ends.
+        let _is_free = self.is_let_go(HOLDERS);
     }
 
-    /// The socket, when nobody else holds the state.
+    /// The socket, when nothing is under way and nobody else holds the state.
     pub(super) fn into_fd(this: Rc<State>) -> Option<OwnedFd> {
-        this.let_go();
         let State { fd, inbound, outbound, .. } = Rc::into_inner(this)?;
         drop((inbound, outbound));
         Fd::into_owned(fd).ok()
