@@ -340,6 +340,34 @@ each_driver! {
         }
     }
 
+    // It goes when the shard has found nothing to do and is about to wait.
+    async fn what_the_drop_of_a_waker_wakes_is_not_slept_over() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let waiting = Rc::new(RefCell::new(None));
+        let task = annulus::spawn({
+            let (woken, waiting) = (Arc::clone(&woken), Rc::clone(&waiting));
+            poll_fn(move |cx| {
+                *waiting.borrow_mut() = Some(cx.waker().clone());
+                if woken.load(Ordering::SeqCst) > 0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+        });
+        let (mut stream, kept) = with_peer(|stream| stream).await;
+        settle().await;
+        let waker = Waker::from(Arc::new(WakesWhenDropped {
+            woken,
+            task: waiting.take().expect("the task has been polled"),
+        }));
+        {
+            let mut buf = [0; 8];
+            let mut reading = pin!(stream.read(&mut buf));
+            assert!(reading.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        settle().await;
+        drop((waker, stream));
+        timeout(Duration::from_secs(10), task).await.expect("the shard has slept").unwrap();
+        drop(kept.await);
+    }
+
     fn a_nested_block_on_panics_with_a_clear_text_and_harms_nothing(driver: Driver) {
         let runtime = common::runtime(driver);
         runtime.block_on(async {
@@ -991,6 +1019,23 @@ impl Wake for OwnsAStream {
 impl Drop for OwnsAStream {
     fn drop(&mut self) {
         assert!(!self.panics, "in the drop of a waker");
+    }
+}
+
+/// A waker whose drop wakes a task.
+struct WakesWhenDropped {
+    woken: Arc<AtomicUsize>,
+    task: Waker,
+}
+
+impl Wake for WakesWhenDropped {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for WakesWhenDropped {
+    fn drop(&mut self) {
+        self.woken.fetch_add(1, Ordering::SeqCst);
+        self.task.wake_by_ref();
     }
 }
 

@@ -206,6 +206,12 @@ impl Readiness {
         here
     }
 
+    /// The descriptor is gone; its wakers are the caller's to drop.
+    pub(crate) fn take_wakers(&self) -> impl Iterator<Item = Waker> + use<> {
+        let waiters = [&self.reader, &self.writer];
+        waiters.map(|waiter| waiter.waker.take()).into_iter().flatten()
+    }
+
     /// Notes an event and wakes those whom it concerns: by `wake`, which answers whether that was
     /// all there is to do, or else by handing out their wakers.
     pub(crate) fn notice(&self, events: u32, woken: &mut Vec<Waker>, wake: fn(&Waker) -> bool) {

@@ -21,7 +21,7 @@ use super::patience::Patience;
 use super::{Counts, Wait, Work};
 use crate::buf::Pool;
 use crate::contain::contain;
-use crate::executor::wake_own;
+use crate::executor::{is_of_task, wake_own};
 use crate::fd::{Fd, Interest, Readiness, Registration, Selector};
 use crate::fork::Process;
 use crate::sys::{self, EPOLL_EVENTS_MAX, EpollFd};
@@ -174,7 +174,8 @@ impl Epoll {
     ///
     /// Those of `epoll_wait(2)`, which only a bug can cause.
     pub(crate) fn turn(&self, wait: Wait, work: &mut Work) -> io::Result<()> {
-        self.sweep();
+        // What is ready since then must not be slept over.
+        let wait = if self.sweep() { Wait::No } else { wait };
         let timeout = match wait {
             Wait::No => Some(Duration::ZERO),
             Wait::AtMost(limit) => limit.map(sys::clamp_wait),
@@ -199,18 +200,21 @@ impl Epoll {
         self.patience.weigh(answer)
     }
 
-    fn sweep(&self) {
+    /// Forgets the registrations that have ended. True if that has run what may be anybody's code.
+    fn sweep(&self) -> bool {
         if self.selector.dead.borrow().is_empty() {
-            return;
+            return false;
         }
         let dead = self.selector.dead.take();
-        let gone: Vec<_> = {
+        let wakers: Vec<_> = {
             let mut registrations = self.registrations.borrow_mut();
-            let remove = |token| registrations.remove((token & u64::from(u32::MAX)) as usize);
-            dead.into_iter().map(remove).collect()
+            let mut remove = |token| registrations.remove((token & u64::from(u32::MAX)) as usize);
+            dead.into_iter().flat_map(|token| remove(token).1.take_wakers()).collect()
         };
-        // With wakers, which may own anything: more descriptors too.
-        gone.into_iter().for_each(|registration| contain(|| drop(registration)));
+        // Others than those of tasks may own anything: more descriptors too, or what wakes a task.
+        let anybodys = wakers.iter().any(|waker| !is_of_task(waker));
+        wakers.into_iter().for_each(|waker| contain(|| drop(waker)));
+        anybodys
     }
 
     /// False while the kernel's answer is known to be `WouldBlock`; then the waker is remembered.

@@ -90,7 +90,7 @@ pub use info::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use mailbox::{Mailbox, ShardId, SharedMailbox};
 pub(crate) use queue::Place;
-pub(crate) use waker::{RootWaker, wake_own};
+pub(crate) use waker::{RootWaker, is_of_task, wake_own};
 
 use crate::contain::contain;
 use crate::sync::{Arc, Cell};

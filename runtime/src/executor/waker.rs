@@ -65,7 +65,7 @@ fn wake_task(task: TaskPtr) {
 /// Wakes a task of the shard at work on this thread. False, and nothing done, if the waker is
 /// another's. Unlike [`Waker::wake_by_ref`] it runs nobody's code.
 pub(crate) fn wake_own(waker: &Waker) -> bool {
-    if !std::ptr::eq(waker.vtable(), &raw const VTABLE) {
+    if !is_of_task(waker) {
         return false;
     }
     // SAFETY: the table says that it is a task's, and the waker keeps the task alive.
@@ -75,6 +75,11 @@ pub(crate) fn wake_own(waker: &Waker) -> bool {
         push_current(task);
     }
     own
+}
+
+/// Whether it is the waker of a task, of this shard or another. Its drop runs nobody's code.
+pub(crate) fn is_of_task(waker: &Waker) -> bool {
+    std::ptr::eq(waker.vtable(), &raw const VTABLE)
 }
 
 /// Sees to it that the task's future is dropped, if the task is not complete.
