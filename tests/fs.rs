@@ -287,6 +287,27 @@ each_driver! {
     }
 
     #[alone]
+    fn an_open_that_outlives_its_runtime_leaves_no_descriptor(driver: Driver) {
+        drop(common::runtime(driver));
+        let before = open_descriptors();
+        for answered in [true, false, true] {
+            let runtime = common::runtime(driver);
+            let mut opening = Box::pin(File::open("/proc/self/stat"));
+            runtime.block_on(async {
+                let idle = open_descriptors();
+                // A thread of the pool may be faster than the poll.
+                let opened = poll_once(opening.as_mut()).await;
+                if answered && opened.is_pending() {
+                    eventually("the file is open", || open_descriptors() > idle).await;
+                }
+            });
+            drop(runtime);
+            drop(opening);
+            eventually_blocking("the file is closed", || open_descriptors() <= before);
+        }
+    }
+
+    #[alone]
     async fn reads_and_writes_that_are_dropped_keep_their_buffers_until_they_have_ended() {
         let scratch = Scratch::new();
         let path = scratch.path("file");

@@ -177,6 +177,35 @@ each_driver! {
         eventually("all descriptors are closed", || open_descriptors() <= before).await;
     }
 
+    // All three have the same keys.
+    #[alone]
+    fn what_a_future_was_answered_is_disposed_of_though_it_outlives_its_runtime(driver: Driver) {
+        let before = baseline(driver);
+        let items = Rc::<Cell<usize>>::default();
+        let outlive = || {
+            runtime(driver).block_on(async {
+                let ((first, addr), (second, other_addr)) = (listener(), listener());
+                let mut one = Op::new(AcceptOne(first));
+                assert!(poll_once(Pin::new(&mut one)).await.is_pending());
+                let mut many = Multishot::new(AcceptMany(second, Rc::clone(&items)));
+                assert!(poll_fn(|cx| Poll::Ready(many.poll_next(cx))).await.is_pending());
+                settle().await;
+                let mut clients = connect(addr, 1).await;
+                clients.extend(connect(other_addr, 3).await);
+                settle().await;
+                (one, many, clients)
+            })
+        };
+        let outlived = [outlive(), outlive(), outlive()];
+        for (one, many, clients) in outlived {
+            drop((one, many));
+            clients.iter().for_each(peer::expect_closed);
+        }
+        // Three connections each, and the end.
+        assert_eq!(items.get(), if driver == Driver::Uring { 12 } else { 0 });
+        eventually_blocking("all descriptors are closed", || open_descriptors() <= before);
+    }
+
     #[alone]
     fn answers_nobody_took_are_disposed_of_once_at_the_end(driver: Driver) {
         let before = baseline(driver);

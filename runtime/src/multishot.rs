@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::driver::operation::MultishotOperation;
+use crate::driver::operation::{Many, MultishotOperation, Orphan};
 use crate::driver::{Driver, Key};
-use crate::op::Flight;
+use crate::op::{Flight, Landing};
 use crate::shard;
 
 /// A stream of the kernel's answers to one request.
@@ -120,8 +120,14 @@ impl<T: MultishotOperation> Stream for Multishot<T> {
 
 impl<T: MultishotOperation> Drop for Multishot<T> {
     fn drop(&mut self) {
-        if let (Some((shard, key)), Some(operation)) = (self.flight.end(), self.operation.take()) {
-            shard.driver.orphan_multishot(key, operation);
+        let Some(operation) = self.operation.take() else { return };
+        match self.flight.end() {
+            Landing::Nowhere => {}
+            Landing::On(shard, key) => shard.driver.orphan_multishot(key, operation),
+            Landing::Late(answers) => {
+                let mut orphan = Many(operation);
+                answers.into_iter().for_each(|answer| orphan.take(answer));
+            }
         }
     }
 }

@@ -1,14 +1,16 @@
 //! `Op`: the future that carries one operation.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
-use crate::driver::Key;
-use crate::driver::operation::Operation;
+use crate::driver::operation::{Completion, Operation, Orphan, Single};
+use crate::driver::{Key, take_untaken};
 use crate::shard::{self, Shard};
 
 /// A future that makes one request to the kernel and resolves to its answer.
@@ -96,8 +98,14 @@ impl<T: Operation> Future for Op<T> {
 
 impl<T: Operation> Drop for Op<T> {
     fn drop(&mut self) {
-        if let (Some((shard, key)), Some(operation)) = (self.flight.end(), self.operation.take()) {
-            shard.driver.orphan(key, operation);
+        let Some(operation) = self.operation.take() else { return };
+        match self.flight.end() {
+            Landing::Nowhere => {}
+            Landing::On(shard, key) => shard.driver.orphan(key, operation),
+            Landing::Late(answers) => {
+                let mut orphan = Single(Some(operation));
+                answers.into_iter().for_each(|answer| orphan.take(answer));
+            }
         }
     }
 }
@@ -112,7 +120,7 @@ impl<T: Operation> fmt::Debug for Op<T> {
 #[derive(Default)]
 pub(crate) struct Flight {
     pub(crate) key: Option<Key>,
-    /// A shard that is gone was drained: nothing is in flight there.
+    /// A shard that is gone was drained: nothing is in flight there, but answers may be left.
     shard: Weak<Shard>,
     _stays: PhantomData<*const ()>,
 }
@@ -137,10 +145,25 @@ impl Flight {
     }
 
     /// The future goes: where its operation must be left, if it is in flight.
-    pub(crate) fn end(&mut self) -> Option<(Rc<Shard>, Key)> {
-        let key = self.key.take()?;
-        let shard = self.shard.upgrade()?;
-        // What is in flight for the parent of a forked child is the parent's to give up.
-        shard.id.is_ours().then_some((shard, key))
+    pub(crate) fn end(&mut self) -> Landing {
+        let Some(key) = self.key.take() else { return Landing::Nowhere };
+        match self.shard.upgrade() {
+            Some(shard) if shard.id.is_ours() => Landing::On(shard, key),
+            // What is in flight for the parent of a forked child is the parent's to give up.
+            Some(_parents) => Landing::Nowhere,
+            None => {
+                let driver = self.shard.as_ptr().wrapping_byte_add(offset_of!(Shard, driver));
+                Landing::Late(take_untaken(driver.cast(), key))
+            }
+        }
     }
+}
+
+/// Where the operation of a future that goes is left.
+pub(crate) enum Landing {
+    /// Nothing is in flight.
+    Nowhere,
+    On(Rc<Shard>, Key),
+    /// The shard has gone, and left these answers.
+    Late(VecDeque<Completion>),
 }

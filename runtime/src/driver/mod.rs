@@ -41,6 +41,7 @@ pub(crate) use self::shown::Shown;
 pub(crate) use self::slots::Key;
 pub(crate) use self::strays::Strays;
 use self::uring::Uring;
+pub(crate) use self::uring::untaken::take as take_untaken;
 use crate::buf::{Pool, Spare};
 use crate::config::{self, Config};
 use crate::error::BuildError;
@@ -378,6 +379,15 @@ impl Driver {
         match self {
             Driver::Uring(driver) => driver.pool(),
             Driver::Epoll(driver) => driver.pool(),
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let address = std::ptr::from_ref(self).cast();
+        if let Driver::Uring(driver) = self {
+            driver.leave_untaken(address);
         }
     }
 }

@@ -138,6 +138,18 @@ impl Slots {
         })
     }
 
+    /// The answers that came and were not taken.
+    pub(crate) fn take_untaken(&mut self) -> impl Iterator<Item = (Key, VecDeque<Completion>)> {
+        self.slots.iter_mut().filter_map(|(index, slot)| {
+            let answers = match &mut slot.state {
+                State::Done(completion) => VecDeque::from([*completion]),
+                State::Multishot(multishot) => std::mem::take(&mut multishot.queue),
+                State::Waiting(_) | State::Orphaned(_) | State::Lent(_) => return None,
+            };
+            (!answers.is_empty()).then(|| (Key::new(index, slot.generation), answers))
+        })
+    }
+
     /// Notes an answer of the kernel.
     #[must_use]
     pub(crate) fn arrive(&mut self, key: Key, completion: Completion) -> Arrival {

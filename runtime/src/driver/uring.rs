@@ -12,6 +12,7 @@
 //! No user code (wakers, orphans, operations) runs while the driver is borrowed.
 
 mod show;
+pub(super) mod untaken;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -377,8 +378,7 @@ impl Uring {
         self.inner.borrow_mut().push(cancel.user_data(IGNORED_KEY.user_data()));
         let mut work = Work::default();
         while self.inner.borrow().slots.any_in_flight() && sys::now() < deadline {
-            let patience = Some(Duration::from_millis(10));
-            if self.turn(Wait::AtMost(patience), &mut work).is_err() {
+            if self.turn(Wait::AtMost(Some(Duration::from_millis(10))), &mut work).is_err() {
                 break;
             }
             run(&mut work);
