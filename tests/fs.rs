@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,9 @@ use annulus::{Runtime, Shard};
 
 use common::bytes::Keyed;
 use common::each_driver;
-use common::process::{Scratch, in_own_process, is_root, open_descriptors};
+use common::process::{
+    Scratch, in_own_process, is_open, is_root, make_no_thread, open_descriptors,
+};
 use common::steps::{eventually, eventually_blocking, poll_once, race};
 
 mod common;
@@ -659,24 +661,4 @@ fn asked_at_the_close(scratch: &Scratch) -> PathBuf {
     let options = format!("lowerdir={},upperdir={},workdir={}", options.0, options.1, options.2);
     // A kernel without overlays (a module) closes at once.
     if is_mounted(c"overlay", &both, 0, &options) { both } else { place }
-}
-
-/// From now on this process can make no thread more, and is not root.
-fn make_no_thread() {
-    // The kernel counts by user: one that nobody else is.
-    const NOBODY_ELSE: libc::uid_t = 61_235;
-    let limit = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
-    // SAFETY: the pointer is to a whole rlimit, which the call reads.
-    let limited = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) };
-    assert_eq!(limited, 0, "{}", io::Error::last_os_error());
-    if is_root() {
-        // SAFETY: the call takes no pointer.
-        let changed = unsafe { libc::setuid(NOBODY_ELSE) };
-        assert_eq!(changed, 0, "{}", io::Error::last_os_error());
-    }
-}
-
-fn is_open(number: RawFd) -> bool {
-    // SAFETY: the call takes integers and touches no memory.
-    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }

@@ -31,9 +31,13 @@ pub(crate) fn descriptors() -> Vec<i32> {
     };
     let listed: Vec<i32> = entries.map(number).collect();
     // The one that read the directory is closed by now.
+    listed.into_iter().filter(|&fd| is_open(fd)).collect()
+}
+
+/// Whether this process has a descriptor of this number.
+pub(crate) fn is_open(fd: i32) -> bool {
     // SAFETY: the call takes no pointer; a closed descriptor is an error.
-    let is_open = |&fd: &i32| unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 };
-    listed.into_iter().filter(is_open).collect()
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// How much memory of this process is resident.
@@ -110,16 +114,28 @@ pub(crate) fn leave_descriptors(free: usize) {
 
 /// Gives up root, if this process has it, and the right to lock more memory than this.
 pub(crate) fn lock_no_more_than(bytes: u64) {
-    // The kernel counts locked memory by user: one that nobody else is.
-    const NOBODY_ELSE: libc::uid_t = 61_234;
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    limit_a_user_of_its_own(libc::RLIMIT_MEMLOCK, bytes, 61_234);
+}
+
+/// Gives up root, if this process has it, and the right to make a thread more.
+pub(crate) fn make_no_thread() {
+    limit_a_user_of_its_own(libc::RLIMIT_NPROC, 1, 61_235);
+}
+
+/// For what the kernel counts by user: becomes one that nobody else is, if this process may.
+fn limit_a_user_of_its_own(
+    resource: libc::__rlimit_resource_t,
+    most: u64,
+    nobody_else: libc::uid_t,
+) {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the pointer is to a whole rlimit, which the call reads.
-    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-    assert_eq!(result, 0, "limit the memory that may be locked");
+    let limited = unsafe { libc::setrlimit(resource, &raw const limit) };
+    assert_eq!(limited, 0, "limit the process: {}", io::Error::last_os_error());
     if is_root() {
         // SAFETY: the call takes no pointer.
-        let result = unsafe { libc::setuid(NOBODY_ELSE) };
-        assert_eq!(result, 0, "become another user");
+        let changed = unsafe { libc::setuid(nobody_else) };
+        assert_eq!(changed, 0, "become another user: {}", io::Error::last_os_error());
     }
 }
 
