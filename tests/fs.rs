@@ -78,6 +78,10 @@ each_driver! {
             let error = file.read_at(vec![0; 8], offset).await.unwrap_err();
             assert_eq!(error.error.raw_os_error(), Some(libc::EINVAL), "read at {offset}");
             assert_eq!(error.buffer.len(), 8);
+            // Else the eight would pass for what was read before the error.
+            let error = file.read_exact_at(vec![0; 8], offset).await.unwrap_err();
+            assert_eq!(error.error.raw_os_error(), Some(libc::EINVAL), "read at {offset}");
+            assert!(error.buffer.is_empty());
         }
     }
 

@@ -68,7 +68,8 @@ impl<F: Family> Stream<F> {
     /// # Errors
     ///
     /// `UnexpectedEof` if the peer finishes before that; otherwise the connection's. The error's
-    /// buffer has what was received.
+    /// buffer has what was received: a `Vec` or a slice is as long as that, and empty if nothing
+    /// was. What was in it before does not count.
     ///
     /// # Cancel safety
     ///

@@ -156,7 +156,8 @@ impl File {
     /// # Errors
     ///
     /// `UnexpectedEof` if the file ends before that; otherwise as [`read_at`](File::read_at). The
-    /// error's buffer has what was read.
+    /// error's buffer has what was read: a `Vec` or a slice is as long as that, and empty if
+    /// nothing was. What was in it before does not count.
     ///
     /// # Panics
     ///
