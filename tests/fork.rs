@@ -20,7 +20,7 @@ use annulus::{Driver, Runtime};
 use common::bytes::{Cursor, Keyed};
 use common::each_driver;
 use common::peer::{self, peer};
-use common::process::{Forked, end_child, fork, fork_for};
+use common::process::{Forked, end_child, fork, fork_for, is_well};
 use common::steps::{echo, listen, pair, poll_once, race, serve_echo, settle, with_peer};
 
 mod common;
@@ -277,6 +277,54 @@ each_driver! {
         }
     }
 
+    // It comes out of a drop, deep within the end, with copies of all that is still to be ended.
+    #[alone]
+    fn a_child_forked_at_the_end_of_a_runtime_leaves_the_rest_to_its_parent(driver: Driver) {
+        let runtime = common::runtime(driver);
+        let this = std::process::id();
+        let (tell, told) = channel();
+        let (stream, peer, written) = runtime.block_on(async {
+            let (mut stream, peer) = with_peer(move |stream| {
+                let status: i32 = told.recv().unwrap();
+                (status, peer::expect_until_end(&stream, &mut Keyed(5).cursor()))
+            })
+            .await;
+            let mut written = 0;
+            let sending = async {
+                loop {
+                    let bytes = Keyed(5).bytes(written, 4096);
+                    written += stream.write(&bytes).await.unwrap() as u64;
+                }
+            };
+            timeout(Duration::from_millis(50), sending).await.unwrap_err();
+            // Only then does the peer read.
+            let forks = OnDrop(move || {
+                if let Some(child) = fork() {
+                    tell.send(child.wait()).expect("the peer waits for it");
+                }
+            });
+            annulus::spawn(async move {
+                let _forks = forks;
+                std::future::pending::<()>().await;
+            });
+            yield_now().await;
+            (stream, peer, written)
+        });
+        let ended = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
+        if std::process::id() != this {
+            end_child(|| {
+                ended.unwrap();
+                drop(stream);
+                works(driver);
+            });
+        }
+        ended.unwrap();
+        let (status, received) = peer.join();
+        assert!(is_well(status), "the child ended with the wait status {status:#x}");
+        assert_eq!(received, written);
+        drop(stream);
+    }
+
     #[alone]
     async fn a_close_that_may_block_is_a_plain_one_in_a_child() {
         let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -415,6 +463,14 @@ each_driver! {
 thread_local! {
     /// How often a descriptor was closed in the way that it was to be.
     static CLOSES: Cell<u32> = const { Cell::new(0) };
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
 }
 
 /// Connections to an echo server, with bytes under way.

@@ -425,6 +425,11 @@ pub(crate) fn end_child(work: impl FnOnce()) -> ! {
     unsafe { libc::_exit(if failed { 1 } else { CHILD_IS_WELL }) }
 }
 
+/// Whether a child with this wait status has ended well.
+pub(crate) fn is_well(status: libc::c_int) -> bool {
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == CHILD_IS_WELL
+}
+
 /// A forked child of this process.
 pub(crate) struct Forked(libc::pid_t);
 
@@ -432,8 +437,7 @@ impl Forked {
     /// Waits for its end, which must be a good one.
     pub(crate) fn join(self) {
         let status = self.wait();
-        let well = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == CHILD_IS_WELL;
-        assert!(well, "the child ended with the wait status {status:#x}");
+        assert!(is_well(status), "the child ended with the wait status {status:#x}");
     }
 
     /// Kills it.

@@ -17,6 +17,11 @@ impl Shard {
         let _at_work = self.executor.enter();
         lock_registry().remove(&self.id);
         self.executor.close();
+        if !self.id.is_ours() {
+            // The drop of a future has forked, and this is the child: the rest is its parent's.
+            std::mem::forget(Rc::clone(self));
+            return;
+        }
         self.residents.release_all(self.id);
         self.send_what_is_unsent();
         self.residents.clear();
