@@ -389,18 +389,19 @@ each_driver! {
         let name = "shards_of_a_thread_that_the_program_holds_stay_where_it_is";
         in_own_process(name, driver, || {
             let mine = affinity();
-            let first = *mine.first().unwrap();
             // Binds the others to all processors but the first.
             let shards = u32::try_from(mine.len()).unwrap();
             let everywhere = runtime(driver, shards);
             everywhere.block_on(on_each_shard(async |_| ())).into_iter().for_each(Result::unwrap);
-            let held = thread::spawn(move || {
-                hold_to(first);
-                let here = Runtime::builder().driver(driver).shards(2).pin(false).build().unwrap();
-                here.block_on(on_each_shard(async |_| affinity()))
-            });
-            for set in held.join().unwrap() {
-                assert_eq!(set.unwrap(), BTreeSet::from([first]), "of {mine:?}");
+            for cpu in [*mine.first().unwrap(), *mine.last().unwrap()] {
+                let held = thread::spawn(move || {
+                    hold_to(cpu);
+                    let builder = Runtime::builder().driver(driver).shards(2).pin(false);
+                    builder.build().unwrap().block_on(on_each_shard(async |_| affinity()))
+                });
+                for set in held.join().unwrap() {
+                    assert_eq!(set.unwrap(), BTreeSet::from([cpu]), "of {mine:?}");
+                }
             }
         });
     }

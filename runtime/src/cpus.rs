@@ -1,5 +1,6 @@
 //! The processors that the process may use, and binding threads to them.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::{fs, io, mem, thread};
@@ -63,6 +64,11 @@ static UNBOUND: [OnceLock<Box<libc::cpu_set_t>>; CPUS] = [const { OnceLock::new(
 /// How many processors a set has room for.
 const CPUS: usize = 8 * size_of::<libc::cpu_set_t>();
 
+thread_local! {
+    /// The processor to which this thread was bound here, and what it was allowed before.
+    static BOUND: Cell<Option<(usize, libc::cpu_set_t)>> = const { Cell::new(None) };
+}
+
 /// Binds this thread to one processor, and gives what it was allowed before.
 pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
     let before = affinity()?;
@@ -74,17 +80,51 @@ pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the call checks that the processor is in the range of the set.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    set_affinity(&set).map(|()| before)
+    set_affinity(&set)?;
+    BOUND.set(Some((cpu, but_for_us(before))));
+    Ok(before)
 }
 
-/// For a thread that one of ours may have made: lets it run wherever its maker might before that
-/// was bound. Which several processors are allowed to was bound by nobody here.
+/// For a thread that serves all runtimes, and that one of ours may have made: lets it run wherever
+/// its maker might before that was bound. Which several processors are allowed to was bound by
+/// nobody here.
 pub(crate) fn unbind() {
-    let Ok(allowed) = affinity() else { return };
-    if let [cpu] = members(&allowed)[..] {
-        if let Some(set) = UNBOUND[cpu].get() {
-            // What was allowed once and is no more leaves the thread where it is.
-            let _stays = set_affinity(set);
+    if let Some(set) = of_first_bound_here() {
+        // What was allowed once and is no more leaves the thread where it is.
+        let _stays = set_affinity(set);
+    }
+}
+
+/// Where this thread, which is allowed to run here, might run if we had not bound it.
+fn but_for_us(now: libc::cpu_set_t) -> libc::cpu_set_t {
+    match BOUND.get() {
+        Some((cpu, before)) if members(&now) == [cpu] => before,
+        _ => now,
+    }
+}
+
+/// If this thread may run on one processor only, to which one of ours was bound: what was allowed
+/// to the first of those.
+fn of_first_bound_here() -> Option<&'static libc::cpu_set_t> {
+    match members(&affinity().ok()?)[..] {
+        [cpu] => UNBOUND[cpu].get().map(|set| &**set),
+        _ => None,
+    }
+}
+
+/// Where the thread that makes a runtime may run, and with it those of the runtime's shards.
+pub(crate) struct Home(Option<libc::cpu_set_t>);
+
+impl Home {
+    pub(crate) fn of_this_thread() -> Home {
+        Home(affinity().ok().map(but_for_us))
+    }
+
+    /// For a thread of the runtime, which may have been made by one that was bound.
+    pub(crate) fn go(&self) {
+        if let (Some(home), Some(_)) = (&self.0, of_first_bound_here()) {
+            // As in `unbind`.
+            let _stays = set_affinity(home);
         }
     }
 }
@@ -93,11 +133,14 @@ pub(crate) fn unbind() {
 pub(crate) struct Bound {
     /// Where the thread might run before: the program may have bound it, too.
     before: libc::cpu_set_t,
+    /// How we had bound it already.
+    outer: Option<(usize, libc::cpu_set_t)>,
 }
 
 impl Bound {
     pub(crate) fn to(cpu: usize) -> io::Result<Bound> {
-        bind(cpu).map(|before| Bound { before })
+        let outer = BOUND.get();
+        bind(cpu).map(|before| Bound { before, outer })
     }
 }
 
@@ -105,6 +148,7 @@ impl Drop for Bound {
     fn drop(&mut self) {
         // As in `unbind`.
         let _stays = set_affinity(&self.before);
+        BOUND.set(self.outer);
     }
 }
 
@@ -163,6 +207,12 @@ mod tests {
             members(&affinity().unwrap())
         });
         assert_eq!(inherited.join().unwrap(), before);
+        let home = Home::of_this_thread();
+        let of_a_runtime = thread::spawn(move || {
+            home.go();
+            members(&affinity().unwrap())
+        });
+        assert_eq!(of_a_runtime.join().unwrap(), before);
         drop(bound);
         assert_eq!(members(&affinity().unwrap()), before);
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::contain::text_of;
-use crate::cpus::{self, Bound, Cpus};
+use crate::cpus::{self, Bound, Cpus, Home};
 use crate::error::BuildError;
 use crate::executor::{Hooks, Mailbox, SharedMailbox};
 use crate::fork::NO_RUNTIME_SURVIVES;
@@ -37,6 +37,8 @@ pub(crate) struct Crew {
     /// Of the first shard.
     first: SharedMailbox,
     others: OnceLock<Others>,
+    /// Where the threads of the others may run.
+    home: Home,
     door: Door,
 }
 
@@ -55,6 +57,7 @@ impl Crew {
             on_stall,
             first: Mailbox::new(),
             others: OnceLock::new(),
+            home: Home::of_this_thread(),
             door: Door::new(),
         })
     }
@@ -139,8 +142,7 @@ impl Crew {
 
     /// What the thread of a shard does.
     fn run(self: &Arc<Self>, index: usize, mailbox: &SharedMailbox) {
-        // A bound thread may have made this one.
-        cpus::unbind();
+        self.home.go();
         if let Some(cpu) = self.place(index) {
             if let Err(error) = cpus::bind(cpu) {
                 notify(format_args!("shard {index} is not bound to processor {cpu}: {error}"));
