@@ -249,7 +249,7 @@ each_driver! {
     // The child's copy has the bytes that are not sent, too, and shares the socket.
     #[alone]
     async fn a_stream_between_shards_that_a_child_drops_stays_its_parents() {
-        for full in [false, true] {
+        for (full, attaches) in [(false, false), (false, true), (true, false), (true, true)] {
             let (tell, told) = channel::<()>();
             let (mut stream, peer) = with_peer(move |stream| {
                 told.recv().unwrap();
@@ -268,12 +268,19 @@ each_driver! {
                 }
             }
             let copies = RefCell::new(Some(stream.detach().unwrap()));
-            fork_for(|| drop(copies.take().unwrap())).join();
+            fork_for(|| {
+                let copy = copies.take().unwrap();
+                if attaches {
+                    let runtime = common::runtime(Driver::Epoll);
+                    runtime.block_on(async { TcpStream::attach(copy).map(drop).unwrap() });
+                }
+            })
+            .join();
             let stream = TcpStream::attach(copies.take().unwrap()).unwrap();
             assert_eq!(stream.linger().unwrap(), None, "the child has set what a close does");
             drop(stream);
             tell.send(()).unwrap();
-            assert_eq!(peer.await, written, "full: {full}");
+            assert_eq!(peer.await, written, "full: {full}, attaches: {attaches}");
         }
     }
 

@@ -346,11 +346,14 @@ fn is_quiet_while_short(driver: Driver, finished: bool) {
         .await;
         let (accepted, _) = fill_while_short(&mut stream).await;
         let (reader, writer) = stream.into_split();
-        let writer = (!finished).then_some(writer);
+        let mut writer = (!finished).then_some(writer);
         // What the last error has had tried again has failed too.
         steps::settle().await;
         go.send(accepted as usize).unwrap();
         peer.await;
+        if let Some(writer) = &mut writer {
+            writer.write_all(b"!").await.expect("what is over is not told");
+        }
         drop((reader, writer));
     });
 }
@@ -372,8 +375,11 @@ fn ends_while_short(driver: Driver) {
     runtime.block_on(async {
         let (mut stream, peer) = with_peer(move |stream| {
             let accepted: u64 = told.recv().unwrap();
-            // Until the first try is over, and the shard waits: for longer than a lock is held.
-            while !(0..20).all(|_look| process::rests(shard)) {
+            // Until the first try is over, and the shard waits: for longer than a lock is held. It
+            // tries for a second, of which this takes a part.
+            let start = Instant::now();
+            let waits = || (0..20).all(|_look| process::rests(shard));
+            while !waits() && start.elapsed() < Duration::from_millis(300) {
                 thread::yield_now();
             }
             assert_eq!(peer::expect_until_end(&stream, &mut Keyed(7).cursor()), accepted);

@@ -83,6 +83,8 @@ impl<F: Family> Stream<F> {
 
     /// Takes a stream to the shard that runs here, where it goes on.
     ///
+    /// In a forked child what is unsent is not sent: its parent has it too.
+    ///
     /// Outside of a runtime the stream comes back, and can be attached to one later:
     ///
     /// ```
@@ -106,7 +108,10 @@ impl<F: Family> Stream<F> {
         let linger = check_runtime().and_then(|()| SockRef::from(&parts.socket).linger());
         match linger {
             Ok(linger) => {
-                let Parts { socket, unread, unsent, process: _ } = parts;
+                let Parts { socket, unread, mut unsent, process } = parts;
+                if !process.is_current() {
+                    unsent.bytes.clear();
+                }
                 let stream = Stream::from_socket(socket, linger).expect("a runtime runs here");
                 stream.connection().expect("this is its shard").resume(unread, unsent);
                 Ok(stream)

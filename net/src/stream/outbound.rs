@@ -186,9 +186,7 @@ impl Outbound {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.collect();
         self.send_unsent_now();
-        if let Some(error) = self.error.take() {
-            return Poll::Ready(Err(error));
-        }
+        self.check()?;
         if self.is_idle() {
             return Poll::Ready(Ok(()));
         }
@@ -437,7 +435,10 @@ impl Outbound {
     fn weigh_own(&mut self, buffer: Vec<u8>, start: usize, result: io::Result<usize>) {
         let moving = std::mem::take(&mut self.moving);
         let count = match result {
-            Ok(count) => count,
+            Ok(count) => {
+                self.note_success();
+                count
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) if moving && e.raw_os_error() == Some(libc::ECANCELED) => 0,
             Err(error) if passes(&error) => {
@@ -449,6 +450,7 @@ impl Outbound {
             }
             Err(error) => {
                 self.lost.note(&error);
+                self.pause.end(self.key);
                 self.error = Some(error);
                 self.unsent = Vec::new();
                 return;
@@ -470,6 +472,12 @@ impl Outbound {
             self.waiting = Some(Waiting::Plain(Op::new(send)));
             self.collect();
         }
+    }
+
+    /// A shortage is over that nobody has been told of: then there is nothing to tell.
+    fn note_success(&mut self) {
+        self.pause.end(self.key);
+        self.error.take_if(|error| passes(error));
     }
 
     /// What was not sent from `start` on comes before all that is unsent.
@@ -504,12 +512,13 @@ impl Outbound {
         self.unsent = unsent;
         let count = match answer {
             Err(e) if !passes(&e) => {
+                self.pause.end(self.key);
                 self.unsent = Vec::new();
                 return Err(e);
             }
             answer => answer?,
         };
-        self.pause.end(self.key);
+        self.note_success();
         let own = count.min(self.unsent.len());
         self.unsent.drain(..own);
         if self.unsent.is_empty() {

@@ -42,3 +42,11 @@ impl Pause {
         self.0.as_ref().is_some_and(|task| !task.is_finished())
     }
 }
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
