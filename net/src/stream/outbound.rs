@@ -234,6 +234,10 @@ impl Outbound {
     /// What a send has failed with that nobody has been told.
     pub(super) fn take_error(&mut self) -> Option<io::Error> {
         self.collect();
+        if self.error.is_some() && self.quiet.take_if(|batch| is_settled(*batch)).is_some() {
+            // It came behind the error, and nothing was heard of it: it has sent all.
+            self.note_success();
+        }
         self.error.take()
     }
 
@@ -445,6 +449,7 @@ impl Outbound {
                 // Accepted is accepted: the next call is told, and tries again, or else a pause
                 // does when it ends.
                 self.error = Some(error);
+                self.quiet = None;
                 self.put_back(buffer, start);
                 return self.pause.begin(self.key);
             }
