@@ -1,6 +1,7 @@
 //! Forked children: they harm nobody, and can start anew.
 
 use std::cell::{Cell, RefCell};
+use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::unix::process::CommandExt;
@@ -11,17 +12,18 @@ use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use annulus::buf::IoBuf;
 use annulus::net::{TcpListener, TcpStream};
 use annulus::runtime::{Fd, Interest, Op, Ready, not_ready};
 use annulus::task::{spawn_blocking, yield_now};
 use annulus::time::{sleep, timeout};
-use annulus::{Driver, Runtime};
+use annulus::{Driver, Runtime, Shard};
 
 use common::bytes::{Cursor, Keyed};
-use common::each_driver;
 use common::peer::{self, peer};
 use common::process::{Forked, end_child, fork, fork_for, is_well};
 use common::steps::{echo, listen, pair, poll_once, race, serve_echo, settle, with_peer};
+use common::{each_driver, slower};
 
 mod common;
 
@@ -48,7 +50,7 @@ each_driver! {
         let (listener, _) = listen().await;
         let mut timer = sleep(Duration::from_secs(60));
         assert!(poll_once(Pin::new(&mut timer)).await.is_pending());
-        let handle = annulus::spawn(std::future::pending::<()>());
+        let handle = annulus::spawn(pending::<()>());
         let waker = std::future::poll_fn(|cx| std::task::Poll::Ready(cx.waker().clone())).await;
         // Into the child goes what it is to drop.
         let copies = RefCell::new(Some((ours, theirs, listener, timer, handle, lease, waker)));
@@ -190,7 +192,7 @@ each_driver! {
             let addr = serve_echo().await;
             let clients = Clients::connect(addr);
             let (mut ours, mut theirs) = pair().await;
-            let handle = annulus::spawn(async { std::future::pending::<()>().await });
+            let handle = annulus::spawn(async { pending::<()>().await });
             let abort = handle.abort_handle();
             let (tell, told) = channel();
             let waiting = peer(move || told.recv().unwrap());
@@ -287,49 +289,9 @@ each_driver! {
     // It comes out of a drop, deep within the end, with copies of all that is still to be ended.
     #[alone]
     fn a_child_forked_at_the_end_of_a_runtime_leaves_the_rest_to_its_parent(driver: Driver) {
-        let runtime = common::runtime(driver);
-        let this = std::process::id();
-        let (tell, told) = channel();
-        let (stream, peer, written) = runtime.block_on(async {
-            let (mut stream, peer) = with_peer(move |stream| {
-                let status: i32 = told.recv().unwrap();
-                (status, peer::expect_until_end(&stream, &mut Keyed(5).cursor()))
-            })
-            .await;
-            let mut written = 0;
-            let sending = async {
-                loop {
-                    let bytes = Keyed(5).bytes(written, 4096);
-                    written += stream.write(&bytes).await.unwrap() as u64;
-                }
-            };
-            timeout(Duration::from_millis(50), sending).await.unwrap_err();
-            // Only then does the peer read.
-            let forks = OnDrop(move || {
-                if let Some(child) = fork() {
-                    tell.send(child.wait()).expect("the peer waits for it");
-                }
-            });
-            annulus::spawn(async move {
-                let _forks = forks;
-                std::future::pending::<()>().await;
-            });
-            yield_now().await;
-            (stream, peer, written)
-        });
-        let ended = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
-        if std::process::id() != this {
-            end_child(|| {
-                ended.unwrap();
-                drop(stream);
-                works(driver);
-            });
+        for by_buffer in [false, true] {
+            ends_with_a_fork(driver, by_buffer);
         }
-        ended.unwrap();
-        let (status, received) = peer.join();
-        assert!(is_well(status), "the child ended with the wait status {status:#x}");
-        assert_eq!(received, written);
-        drop(stream);
     }
 
     #[alone]
@@ -470,6 +432,87 @@ each_driver! {
 thread_local! {
     /// How often a descriptor was closed in the way that it was to be.
     static CLOSES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Ends a runtime whose task forks when it is dropped, or the buffer that a task was sending, while
+/// a stream has bytes that were not sent and another shard takes its time.
+fn ends_with_a_fork(driver: Driver, by_buffer: bool) {
+    let runtime = Runtime::builder().driver(driver).shards(2).build().unwrap();
+    let this = std::process::id();
+    let (tell, told) = channel();
+    let (stays, is_over) = channel::<()>();
+    let (stream, peer, deaf, written) = runtime.block_on(async {
+        let elsewhere = Shard::all()[1].spawn_with(move || async move {
+            let late = OnDrop(move || is_over.recv().unwrap_or_default());
+            annulus::spawn(async move {
+                let _late = late;
+                pending::<()>().await;
+            });
+        });
+        elsewhere.await.unwrap();
+        let (mut stream, peer) = with_peer(move |stream| {
+            let status: i32 = told.recv().unwrap();
+            (status, peer::expect_until_end(&stream, &mut Keyed(5).cursor()))
+        })
+        .await;
+        let mut written = 0;
+        let sending = async {
+            loop {
+                let bytes = Keyed(5).bytes(written, 4096);
+                written += stream.write(&bytes).await.unwrap() as u64;
+            }
+        };
+        timeout(Duration::from_millis(50), sending).await.unwrap_err();
+        let mut stays = Some(stays);
+        // Only then does the peer read, and the other shard end.
+        let forks = OnDrop(move || {
+            if let Some(child) = fork() {
+                tell.send(child.wait()).expect("the peer waits for it");
+                drop(stays.take());
+            }
+        });
+        let (mut ours, deaf) = pair().await;
+        annulus::spawn(async move {
+            if by_buffer {
+                let buffer = Buffer { bytes: vec![7; 16 << 20], _dropped: forks };
+                drop(ours.send_all(buffer).await);
+            } else {
+                let _forks = forks;
+                pending::<()>().await;
+            }
+        });
+        settle().await;
+        (stream, peer, deaf, written)
+    });
+    let start = Instant::now();
+    let ended = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
+    if std::process::id() != this {
+        end_child(|| {
+            ended.unwrap();
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(2) * slower(), "it waits for threads: {took:?}");
+            drop((stream, deaf));
+            works(driver);
+        });
+    }
+    ended.unwrap();
+    let (status, received) = peer.join();
+    assert!(is_well(status), "the child ended with the wait status {status:#x}");
+    assert_eq!(received, written);
+    drop((stream, deaf));
+}
+
+/// A buffer whose drop does something.
+struct Buffer<F: FnMut() + 'static> {
+    bytes: Vec<u8>,
+    _dropped: OnDrop<F>,
+}
+
+// SAFETY: the bytes are on the heap and never change.
+unsafe impl<F: FnMut() + 'static> IoBuf for Buffer<F> {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 struct OnDrop<F: FnMut()>(F);

@@ -339,8 +339,9 @@ impl Driver {
         }
     }
 
-    /// Cancels everything in flight and reaps until nothing is, at most for `limit`.
-    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work)) -> bool {
+    /// Cancels everything in flight and reaps until nothing is, at most for `limit`, and while what
+    /// runs meanwhile says that this may go on.
+    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work) -> bool) -> bool {
         match self {
             Driver::Uring(driver) => driver.drain(limit, run),
             Driver::Epoll(_) => true,

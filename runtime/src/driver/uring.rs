@@ -372,16 +372,16 @@ impl Uring {
     }
 
     /// Cancels everything and reaps until nothing is in flight. True if nothing is.
-    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work)) -> bool {
+    pub(crate) fn drain(&self, limit: Duration, run: impl Fn(&mut Work) -> bool) -> bool {
         let deadline = sys::now() + limit;
         let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
         self.inner.borrow_mut().push(cancel.user_data(IGNORED_KEY.user_data()));
         let mut work = Work::default();
         while self.inner.borrow().slots.any_in_flight() && sys::now() < deadline {
-            if self.turn(Wait::AtMost(Some(Duration::from_millis(10))), &mut work).is_err() {
+            let turned = self.turn(Wait::AtMost(Some(Duration::from_millis(10))), &mut work);
+            if turned.is_err() || !run(&mut work) {
                 break;
             }
-            run(&mut work);
         }
         !self.inner.borrow().slots.any_in_flight()
     }

@@ -16,26 +16,42 @@ impl Shard {
         let _current = Entered::new(self);
         let _at_work = self.executor.enter();
         lock_registry().remove(&self.id);
+        if !self.end() {
+            // A shard that stays reachable keeps what operations own, also of those whose future is
+            // dropped later.
+            std::mem::forget(Rc::clone(self));
+        }
+    }
+
+    /// False if the kernel may still write to what operations own, or if what a drop runs has
+    /// forked, and this is the child: the rest is its parent's.
+    fn end(&self) -> bool {
         self.executor.close();
         if !self.id.is_ours() {
-            // The drop of a future has forked, and this is the child: the rest is its parent's.
-            std::mem::forget(Rc::clone(self));
-            return;
+            return false;
         }
         self.residents.release_all(self.id);
         self.send_what_is_unsent();
+        if !self.id.is_ours() {
+            return false;
+        }
         self.residents.clear();
         let mut wakers = Vec::new();
         self.timers.borrow_mut().drain(&mut wakers);
         timers::drop_all(wakers);
-        let drained = self.driver.drain(self.config.drain_timeout, |work| self.hand_out(work));
+        if !self.id.is_ours() {
+            return false;
+        }
+        let drained = self.driver.drain(self.config.drain_timeout, |work| {
+            self.hand_out(work);
+            self.id.is_ours()
+        });
+        if !self.id.is_ours() {
+            return false;
+        }
         self.publish();
         self.meter.end();
-        if !drained {
-            // The kernel may still write to what operations own. A shard that stays reachable
-            // keeps them, also those whose future is dropped later.
-            std::mem::forget(Rc::clone(self));
-        }
+        drained
     }
 
     fn send_what_is_unsent(&self) {
