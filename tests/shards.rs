@@ -394,11 +394,19 @@ each_driver! {
             let everywhere = runtime(driver, shards);
             everywhere.block_on(on_each_shard(async |_| ())).into_iter().for_each(Result::unwrap);
             for cpu in [*mine.first().unwrap(), *mine.last().unwrap()] {
+                let (tell, told) = mpsc::channel();
+                let (go, gone) = mpsc::channel();
                 let held = thread::spawn(move || {
                     hold_to(cpu);
                     let builder = Runtime::builder().driver(driver).shards(2).pin(false);
-                    builder.build().unwrap().block_on(on_each_shard(async |_| affinity()))
+                    let runtime = builder.build().unwrap();
+                    tell.send(runtime.shards()[1].clone()).unwrap();
+                    gone.recv().unwrap();
+                    runtime.block_on(on_each_shard(async |_| affinity()))
                 });
+                // This thread is not held, and makes that of the second shard.
+                drop(told.recv().unwrap().spawn_with(|| async {}));
+                go.send(()).unwrap();
                 for set in held.join().unwrap() {
                     assert_eq!(set.unwrap(), BTreeSet::from([cpu]), "of {mine:?}");
                 }

@@ -120,9 +120,10 @@ impl Home {
         Home(affinity().ok().map(but_for_us))
     }
 
-    /// For a thread of the runtime, which may have been made by one that was bound.
+    /// For a thread of the runtime: whoever first sends something to a shard makes its thread, and
+    /// may be held elsewhere, or have been bound.
     pub(crate) fn go(&self) {
-        if let (Some(home), Some(_)) = (&self.0, of_first_bound_here()) {
+        if let Some(home) = &self.0 {
             // As in `unbind`.
             let _stays = set_affinity(home);
         }
