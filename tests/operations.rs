@@ -187,7 +187,7 @@ each_driver! {
                 let ((first, addr), (second, other_addr)) = (listener(), listener());
                 let mut one = Op::new(AcceptOne(first));
                 assert!(poll_once(Pin::new(&mut one)).await.is_pending());
-                let mut many = Multishot::new(AcceptMany(second, Rc::clone(&items)));
+                let mut many = Multishot::new(AcceptMany(second, Rc::clone(&items), true));
                 assert!(poll_fn(|cx| Poll::Ready(many.poll_next(cx))).await.is_pending());
                 settle().await;
                 let mut clients = connect(addr, 1).await;
@@ -214,7 +214,7 @@ each_driver! {
             let clients = runtime.block_on(async {
                 let (listener, addr) = listener();
                 let items = Rc::<Cell<usize>>::default();
-                let mut accepting = Multishot::new(AcceptMany(listener, Rc::clone(&items)));
+                let mut accepting = Multishot::new(AcceptMany(listener, Rc::clone(&items), false));
                 let first = poll_fn(|cx| Poll::Ready(accepting.poll_next(cx))).await;
                 assert!(first.is_pending());
                 settle().await;
@@ -411,7 +411,8 @@ unsafe impl Operation for AcceptOne {
 }
 
 /// Accepts connections, and counts those it was handed.
-struct AcceptMany(Rc<Fd>, Rc<Cell<usize>>);
+/// Accepts and counts; the first item may panic.
+struct AcceptMany(Rc<Fd>, Rc<Cell<usize>>, bool);
 
 // SAFETY: the entry refers to no memory.
 unsafe impl MultishotOperation for AcceptMany {
@@ -440,6 +441,8 @@ unsafe impl MultishotOperation for AcceptMany {
     unsafe fn item(&mut self, completion: Completion) -> Self::Item {
         self.1.set(self.1.get() + 1);
         // SAFETY: the result is a descriptor made for us, handed over once.
-        completion.result().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+        let item = completion.result().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        assert!(!std::mem::take(&mut self.2), "an item that panics");
+        item
     }
 }
