@@ -216,7 +216,7 @@ impl Crew {
     /// Waits until the dismissed have ended, within a bound.
     pub(crate) fn see_off(&self, leaving: Leaving) {
         if !self.is_ours() {
-            // A task that was dropped has forked, and this child has none of these threads.
+            // What was dropped has forked, and this child has none of these threads.
             return std::mem::forget(leaving);
         }
         let _aside = sim::stand_aside();

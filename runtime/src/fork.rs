@@ -14,7 +14,7 @@
 //!    a queue or a shared object is behind them: mailboxes, jobs, leases, registrations, sockets;
 //! 4. what a whole process shares is made anew: [`PerProcess`];
 //! 5. a shard of the parent is never ended or dropped, as that would drive, unmap and close what
-//!    the parent drives; the end that is under way stops where a task's drop has forked.
+//!    the parent drives; the end that is under way stops where a drop in it has forked.
 //!
 //! The ring's memory is not in the child at all (`dontfork`): what all this has overlooked faults
 //! there, and reaches nobody's queue. A child that was made past the C library, by a bare `clone`

@@ -275,7 +275,8 @@ impl Residents {
         let Some(value) = self.get(key) else { return };
         let mut next = Release::Depart;
         contain(|| next = value.release());
-        if next == Release::Depart {
+        // What that has run may have forked; then this child has but a copy.
+        if next == Release::Depart && key.shard.is_ours() {
             drop(self.remove(key));
         }
     }
@@ -320,7 +321,8 @@ impl Residents {
 
     /// At the shard's end: as if every handle had been dropped.
     pub(crate) fn release_all(&self, shard: ShardId) {
-        self.keys(shard).into_iter().for_each(|key| self.release(key));
+        let keys = self.keys(shard).into_iter().take_while(|_| shard.is_ours());
+        keys.for_each(|key| self.release(key));
     }
 
     pub(crate) fn mark_all(&self, shard: ShardId) {
