@@ -264,9 +264,10 @@ impl Outbound {
 
     /// Takes everything that was accepted and not sent, once [it has stopped](Self::has_stopped).
     pub(super) fn take_unsent(&mut self) -> Unsent {
+        let error = self.take_error();
         Unsent {
             bytes: std::mem::take(&mut self.unsent),
-            error: self.error.take(),
+            error,
             lost: self.lost,
             closing: self.closing,
         }

@@ -86,11 +86,16 @@ mod tests {
         for runtime in runtimes() {
             runtime.block_on(async {
                 let (mut one, mut other) = UnixStream::pair().unwrap();
-                let shortage = io::Error::from_raw_os_error(libc::ENOBUFS);
-                one.connection().unwrap().send_fell_short(b"x".to_vec(), Err(shortage));
-                other.read_exact(&mut [0]).await.unwrap();
-                one.write_all(b"y").await.expect("nothing is kept back");
-                other.read_exact(&mut [0]).await.unwrap();
+                for moves in [false, true] {
+                    let shortage = io::Error::from_raw_os_error(libc::ENOBUFS);
+                    one.connection().unwrap().send_fell_short(b"x".to_vec(), Err(shortage));
+                    other.read_exact(&mut [0]).await.unwrap();
+                    if moves {
+                        one = UnixStream::attach(one.detach().unwrap()).unwrap();
+                    }
+                    one.write_all(b"y").await.expect("nothing is kept back");
+                    other.read_exact(&mut [0]).await.unwrap();
+                }
             });
         }
     }
@@ -129,7 +134,7 @@ mod tests {
     impl Resident for Short {
         fn release(self: Rc<Self>) -> Release {
             self.pause.borrow_mut().begin(self.key);
-            PAUSED.set(Some(self.pause.borrow().is_on()));
+            PAUSED.set(Some(self.pause.borrow().until.is_some()));
             Release::Depart
         }
     }
