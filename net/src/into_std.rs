@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use annulus_runtime::io::set_nonblocking;
 
 /// Why a socket could not be given to the standard library. Holds the socket, unless it is broken.
 ///
@@ -28,7 +31,7 @@ impl<S> IntoStdError<S> {
     }
 
     /// It is out of its shard already, and refuses to be what the standard library expects.
-    pub(crate) fn broken(error: io::Error) -> IntoStdError<S> {
+    fn broken(error: io::Error) -> IntoStdError<S> {
         IntoStdError { socket: None, error }
     }
 
@@ -37,6 +40,14 @@ impl<S> IntoStdError<S> {
     pub fn into_socket(self) -> Option<S> {
         self.socket
     }
+}
+
+/// What has left its shard, blocking as the standard library expects.
+pub(crate) fn blocking<S, T: From<OwnedFd>>(socket: Option<OwnedFd>) -> Result<T, IntoStdError<S>> {
+    let busy = || io::Error::other("the socket is still held by an operation");
+    let socket = socket.ok_or_else(busy).map_err(IntoStdError::broken)?;
+    set_nonblocking(socket.as_fd(), false).map_err(IntoStdError::broken)?;
+    Ok(socket.into())
 }
 
 impl<S> fmt::Display for IntoStdError<S> {

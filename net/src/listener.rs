@@ -21,7 +21,7 @@ use annulus_runtime::time::{Sleep, sleep};
 use socket2::SockRef;
 
 use crate::family::Family;
-use crate::into_std::IntoStdError;
+use crate::into_std::{self, IntoStdError};
 use crate::operations::Accept;
 use crate::shortage::is_shortage;
 use crate::stream::Stream;
@@ -143,14 +143,7 @@ impl<F: Family> Listener<F> {
                 return Err(IntoStdError::new(Listener { state, waiters, _family }, error));
             }
         };
-        let busy = || io::Error::other("the listener is still held by an operation");
-        Listening::into_fd(state)
-            .ok_or_else(busy)
-            .and_then(|socket| {
-                set_nonblocking(socket.as_fd(), false)?;
-                Ok(socket.into())
-            })
-            .map_err(IntoStdError::broken)
+        into_std::blocking(Listening::into_fd(state))
     }
 }
 

@@ -19,7 +19,7 @@ use super::options::UdpOptions;
 use super::outbound::Outgoing;
 use super::state::State;
 use crate::addr::{ToSocketAddrs, internet_address, resolve, resolve_first};
-use crate::into_std::IntoStdError;
+use crate::into_std::{self, IntoStdError};
 use crate::memory::memory_of;
 
 /// A UDP socket.
@@ -148,14 +148,7 @@ impl UdpSocket {
                 return Err(IntoStdError::new(UdpSocket { state, receivers, senders }, error));
             }
         };
-        let busy = || io::Error::other("the socket is still held by an operation");
-        State::into_fd(state)
-            .ok_or_else(busy)
-            .and_then(|socket| {
-                set_nonblocking(socket.as_fd(), false)?;
-                Ok(socket.into())
-            })
-            .map_err(IntoStdError::broken)
+        into_std::blocking(State::into_fd(state))
     }
 
     /// Sets the peer: what [`send`](UdpSocket::send) sends to, and the only one from whom datagrams
