@@ -410,8 +410,7 @@ unsafe impl Operation for AcceptOne {
     }
 }
 
-/// Accepts connections, and counts those it was handed.
-/// Accepts and counts; the first item may panic.
+/// Accepts connections, and counts those it was handed; the first item may panic.
 struct AcceptMany(Rc<Fd>, Rc<Cell<usize>>, bool);
 
 // SAFETY: the entry refers to no memory.

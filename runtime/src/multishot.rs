@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::contain::contain;
-use crate::driver::operation::{Many, MultishotOperation, Orphan};
+use crate::driver::operation::{Many, MultishotOperation, hand_over};
 use crate::driver::{Driver, Key};
 use crate::op::{Flight, Landing};
 use crate::shard;
@@ -127,7 +126,7 @@ impl<T: MultishotOperation> Drop for Multishot<T> {
             Landing::On(shard, key) => shard.driver.orphan_multishot(key, operation),
             Landing::Late(answers) => {
                 let mut orphan = Many(operation);
-                answers.into_iter().for_each(|answer| contain(|| orphan.take(answer)));
+                answers.into_iter().for_each(|answer| hand_over(&mut orphan, answer));
             }
         }
     }

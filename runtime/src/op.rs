@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
-use crate::driver::operation::{Completion, Operation, Orphan, Single};
+use crate::driver::operation::{Completion, Operation, Single, hand_over};
 use crate::driver::{Key, take_untaken};
 use crate::shard::{self, Shard};
 
@@ -104,7 +104,7 @@ impl<T: Operation> Drop for Op<T> {
             Landing::On(shard, key) => shard.driver.orphan(key, operation),
             Landing::Late(answers) => {
                 let mut orphan = Single(Some(operation));
-                answers.into_iter().for_each(|answer| orphan.take(answer));
+                answers.into_iter().for_each(|answer| hand_over(&mut orphan, answer));
             }
         }
     }

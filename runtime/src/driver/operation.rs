@@ -6,6 +6,7 @@ use std::rc::Rc;
 use io_uring::cqueue;
 pub use io_uring::squeue::Entry;
 
+use crate::contain::contain;
 use crate::fd::{Fd, Interest};
 
 /// One request with one answer.
@@ -182,6 +183,12 @@ const COPIED: i32 = i32::MIN;
 /// An operation whose future is gone. It takes the kernel's last answers and disposes of them.
 pub(crate) trait Orphan {
     fn take(&mut self, completion: Completion);
+}
+
+/// User code that must not unwind: more answers may follow, or the operation may still be in
+/// flight, and unwinding would free what the kernel writes to.
+pub(crate) fn hand_over(orphan: &mut dyn Orphan, completion: Completion) {
+    contain(|| orphan.take(completion));
 }
 
 /// An orphan of one answer.

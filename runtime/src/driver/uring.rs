@@ -26,7 +26,9 @@ use io_uring::types::{self, CancelBuilder, SubmitArgs};
 use io_uring::{EnterFlags, opcode, squeue};
 
 use super::features::{Ring, quiet_sends, zero_copy_sends};
-use super::operation::{Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single};
+use super::operation::{
+    Completion, Entry, Many, MultishotOperation, Operation, Orphan, Single, hand_over,
+};
 use super::patience::Patience;
 use super::pools::Pools;
 use super::quiet::{Batch, Quiet};
@@ -256,7 +258,7 @@ impl Uring {
                 let completion = *completion;
                 inner.slots.remove(key);
                 drop(inner);
-                orphan.take(completion);
+                hand_over(&mut orphan, completion);
             }
             Some(state @ State::Waiting(_)) => {
                 let old = std::mem::replace(state, State::Orphaned(Box::new(orphan)));
@@ -385,12 +387,6 @@ impl Uring {
         }
         !self.inner.borrow().slots.any_in_flight()
     }
-}
-
-/// User code that must not unwind: the operation may still be in flight, and unwinding would free
-/// what the kernel writes to.
-fn hand_over(orphan: &mut dyn Orphan, completion: Completion) {
-    contain(|| orphan.take(completion));
 }
 
 impl Drop for Uring {
