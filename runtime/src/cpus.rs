@@ -89,9 +89,12 @@ pub(crate) fn bind(cpu: usize) -> io::Result<libc::cpu_set_t> {
 /// its maker might before that was bound. Which several processors are allowed to was bound by
 /// nobody here.
 pub(crate) fn unbind() {
-    if let Some(set) = of_first_bound_here() {
-        // What was allowed once and is no more leaves the thread where it is.
-        let _stays = set_affinity(set);
+    let Ok(allowed) = affinity() else { return };
+    if let [cpu] = members(&allowed)[..] {
+        if let Some(set) = UNBOUND[cpu].get() {
+            // What was allowed once and is no more leaves the thread where it is.
+            let _stays = set_affinity(set);
+        }
     }
 }
 
@@ -100,15 +103,6 @@ fn but_for_us(now: libc::cpu_set_t) -> libc::cpu_set_t {
     match BOUND.get() {
         Some((cpu, before)) if members(&now) == [cpu] => before,
         _ => now,
-    }
-}
-
-/// If this thread may run on one processor only, to which one of ours was bound: what was allowed
-/// to the first of those.
-fn of_first_bound_here() -> Option<&'static libc::cpu_set_t> {
-    match members(&affinity().ok()?)[..] {
-        [cpu] => UNBOUND[cpu].get().map(|set| &**set),
-        _ => None,
     }
 }
 
@@ -123,7 +117,9 @@ impl Home {
     /// For a thread of the runtime: whoever first sends something to a shard makes its thread, and
     /// may be held elsewhere, or have been bound.
     pub(crate) fn go(&self) {
-        if let Some(home) = &self.0 {
+        let (Some(home), Ok(now)) = (&self.0, affinity()) else { return };
+        // A set that was never set follows the cpuset when that grows.
+        if members(&now) != members(home) {
             // As in `unbind`.
             let _stays = set_affinity(home);
         }

@@ -288,7 +288,8 @@ impl Builder {
     /// By default the threads that the runtime makes are, and the thread of `block_on`, which is
     /// the program's, is not. With `true` it is as well, until `block_on` returns; with `false`
     /// none is. Nobody is bound where there are more shards than processors, or a quota of the
-    /// cgroup leaves fewer than there are. A refusal is a notice, not an error.
+    /// cgroup leaves fewer than there are. A refusal is a notice, not an error. Shards that are not
+    /// bound may run where the thread that built the runtime might then.
     ///
     /// Threads and programs that a bound thread starts are bound to the same processor, unless they
     /// change that; those of [`spawn_blocking`](crate::task::spawn_blocking) do.
